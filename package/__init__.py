@@ -1,0 +1,37 @@
+"""halfbridge: numerically explicit SDE and ODE solvers for score-based models and Schrödinger bridges.
+
+    import halfbridge as hb
+    field = hb.Field(hb.VP(), fn)                       # fn(t, x) predicts the noise
+    grid = hb.grids.half_log_snr(field.process, 10)
+    x = hb.sample(field, hb.DPMSolver(order=3), grid=grid, shape=(64, 2), seed=0)
+"""
+
+from halfbridge import kernels, nets, training
+from halfbridge.solvers import grids, reference
+from halfbridge.solvers.algebra import NotLinear
+from halfbridge.solvers.ancestral import Ancestral, ReverseDiffusion
+from halfbridge.solvers.ddim import DDIM
+from halfbridge.solvers.dpm import DPMSolver, DPMSolverPP
+from halfbridge.solvers.euler import EulerMaruyama
+from halfbridge.solvers.field import Field, FieldOutputError
+from halfbridge.solvers.heun import Heun
+from halfbridge.solvers.langevin import Langevin, PredictorCorrector
+from halfbridge.solvers.plan import Plan, plan
+from halfbridge.solvers.problems import ODE, SDE
+from halfbridge.solvers.processes import (
+    EDM, OU, VE, VP, Brownian, CosineVP, DiscreteVP, LinearProcess, Process, SubVP,
+)  # fmt: skip
+from halfbridge.solvers.reference.certify import Certificate, certify
+from halfbridge.solvers.run import Solution, sample, solve
+from halfbridge.solvers.runner import NonFiniteError, State
+from halfbridge.solvers.solver import MultistepSolver, Solver
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "DDIM", "EDM", "ODE", "OU", "SDE", "VE", "VP",
+    "Ancestral", "Brownian", "Certificate", "CosineVP", "DPMSolver", "DPMSolverPP", "DiscreteVP", "EulerMaruyama",
+    "Field", "FieldOutputError", "Heun", "Langevin", "LinearProcess", "MultistepSolver", "NonFiniteError", "NotLinear",
+    "Plan", "PredictorCorrector", "Process", "ReverseDiffusion", "Solution", "Solver", "State", "SubVP",
+    "certify", "grids", "kernels", "nets", "plan", "reference", "sample", "solve", "training",
+]  # fmt: skip

@@ -1,0 +1,51 @@
+"""Packaging: the repo's top-level folders become the sub-packages of one import name, `halfbridge`."""
+
+from pathlib import Path
+
+from setuptools import setup
+
+PACKAGES = {
+    "halfbridge": "package",
+    "halfbridge.kernels": "kernels",
+    "halfbridge.solvers": "solvers",
+    "halfbridge.solvers.processes": "solvers/processes",
+    "halfbridge.solvers.reference": "solvers/reference",
+    "halfbridge.nets": "nets",
+    "halfbridge.training": "training",
+    "halfbridge.demo": "package/demo",
+}
+
+PLOTS = ["matplotlib>=3.8"]
+DEMO = [*PLOTS, "scikit-learn>=1.4"]
+FAST = ["numba>=0.60"]
+TEST = [
+    *DEMO,
+    *FAST,
+    "hypothesis>=6.100",
+    "mpmath>=1.3",
+    "pytest>=8.0",
+    "torchdiffeq>=0.2.4",
+    "torchsde>=0.2.6",
+]
+
+setup(
+    name="halfbridge",
+    version="0.1.0",
+    description="Numerically explicit SDE and ODE solvers for score-based generative models and Schrödinger bridges",
+    long_description=Path("README.md").read_text(encoding="utf-8"),
+    long_description_content_type="text/markdown",
+    license="Apache-2.0",
+    python_requires=">=3.10",
+    packages=list(PACKAGES),
+    package_dir=PACKAGES,
+    package_data={"halfbridge": ["py.typed"]},
+    install_requires=["torch>=2.6", "numpy>=1.26", "scipy>=1.11", "tqdm>=4.60"],
+    extras_require={
+        "fast": FAST,
+        "plots": PLOTS,
+        "demo": DEMO,
+        "test": TEST,
+        "dev": [*TEST, "mypy>=1.10", "ruff>=0.6"],
+    },
+    entry_points={"console_scripts": ["halfbridge = halfbridge.cli:main"]},
+)

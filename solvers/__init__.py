@@ -1,0 +1,9 @@
+"""Processes, fields, grids, the step algebra, plans and their readers, the solvers, and exact references.
+
+processes/      the linear forward processes        field, problems    what is integrated
+grids           times of a run                      solver             the base classes
+euler ancestral ddim heun dpm langevin              the solvers, a file a family
+algebra         symbols that a step can run on      plan, lowering     a run as data, and its registers
+runner, run     execution; `sample` and `solve`     table              a plan as text and JSON
+reference/      exact laws, orders, certificates    elementary         functions that must not cancel
+"""

@@ -1,0 +1,174 @@
+"""A plan: a whole run as evaluations and linear combinations with float64 coefficients.
+
+Made once for (solver, process, grid, prediction) by running the solver's step on symbols; then read by the runner, the
+table, the exact law and the counts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+
+from halfbridge.solvers import grids
+from halfbridge.solvers.algebra import Apply, Combine, Draw, Evaluate, Op, Trace, Vector
+from halfbridge.solvers.field import Field
+from halfbridge.solvers.lowering import Program, inline, lower
+from halfbridge.solvers.problems import ODE, SDE, Problem
+from halfbridge.solvers.processes import Process
+from halfbridge.solvers.solver import Solver
+
+__all__ = ["Plan", "Step", "map_past", "plan"]
+
+
+@dataclass(frozen=True)
+class Step:
+    """One step of a plan: from `x` at time t to `out` at time s; `past` holds names where the solver keeps vectors."""
+
+    index: int
+    t: float
+    s: float
+    x: str
+    out: str
+    ops: tuple[Op, ...]
+    past: Any = None
+
+    @property
+    def draws(self) -> list[Draw]:
+        return [op.draw for op in self.ops if isinstance(op, (Combine, Apply)) and op.draw is not None]
+
+
+@dataclass(frozen=True, eq=False)
+class Plan:
+    """The run of `solver` over `grid`, ready to be executed, printed or judged.
+
+    nfe            evaluations of the field in the whole run
+    peak_vectors   state-sized tensors alive at once, evaluations and buffers, beside the caller's own x
+    str(plan)      the table; `to_dict()` the same as JSON
+    `run(field, x, seed, first)` executes it.
+    """
+
+    solver: Solver
+    problem: Problem
+    grid: np.ndarray[Any, np.dtype[np.float64]]
+    steps: tuple[Step, ...]
+
+    @property
+    def process(self) -> Process | None:
+        return self.problem.process
+
+    @property
+    def predicts(self) -> str | None:
+        field = self.problem if isinstance(self.problem, Field) else getattr(self.problem, "field", None)
+        return None if field is None else field.predicts
+
+    @property
+    def nfe(self) -> int:
+        return sum(isinstance(op, Evaluate) for step in self.steps for op in step.ops)
+
+    @cached_property
+    def draws(self) -> tuple[Draw, ...]:
+        """The normals of the run, by index; one may serve several operations."""
+        found = {draw.index: draw for step in self.steps for draw in step.draws}
+        return tuple(found[k] for k in sorted(found))
+
+    @cached_property
+    def program(self) -> Program:
+        return lower(self.steps)
+
+    @property
+    def peak_vectors(self) -> int:
+        return self.program.peak
+
+    def run(self, field: Problem, x: torch.Tensor, seed: Any = None, first: int = 0) -> torch.Tensor:
+        """The state at the grid's last time, from `x` (batch, *shape) at its first.
+
+        field: a Field with the plan's process and prediction, or the SDE or ODE for a plan of one. seed: an int or a noise
+        object called (draw, t, s, like); needed only where the solver draws. first: the global index of x[0].
+        Differentiable in x and in the field's parameters when grad mode is on.
+        """
+        from halfbridge.solvers.runner import execute
+
+        return execute(self, field, x, seed, first)
+
+    def __str__(self) -> str:
+        from halfbridge.solvers.table import render
+
+        return render(self)
+
+    def __repr__(self) -> str:
+        return f"<Plan of {self.solver!r}: {len(self.steps)} steps, {self.nfe} evaluations, {len(self.draws)} normals>"
+
+    def to_dict(self) -> dict[str, Any]:
+        """The plan as plain lists, strings and float64 numbers, for json.dumps."""
+        from halfbridge.solvers.table import as_dict
+
+        return as_dict(self)
+
+
+def plan(
+    solver: Solver, process: Process | Problem, grid: Sequence[float] | np.ndarray[Any, Any], predicts: str = "noise"
+) -> Plan:
+    """Trace `solver` over `grid`, for fields of `process` that predict `predicts`, or for an SDE or ODE problem.
+
+    Raises NotLinear if the step is not a linear combination, ValueError for a bad grid (see `halfbridge.grids`) and
+    TypeError if the solver does not integrate this kind of problem.
+    """
+    if not isinstance(solver, Solver):
+        hint = " (pass an instance, not the class)" if isinstance(solver, type) else ""
+        raise TypeError(f"solver must be a Solver, got {solver!r}{hint}")
+    problem: Problem
+    if isinstance(process, Process):
+        problem = Field(process, _not_a_field, predicts)
+    elif isinstance(process, (Field, SDE, ODE)):
+        problem = process
+    else:
+        raise TypeError(f"process must be a Process, a Field, an SDE or an ODE, got {type(process).__name__}")
+    return trace(solver, problem, check_grid(problem, grid))
+
+
+def check_grid(problem: Problem, grid: Any) -> np.ndarray[Any, np.dtype[np.float64]]:
+    """The grid as float64, or the error that says what is wrong with it for this problem."""
+    if problem.process is not None and not isinstance(problem, (SDE, ODE)):
+        return grids.check(problem.process, grid)
+    return grids.check_times(grid)
+
+
+class _Dry(NamedTuple):
+    x: Vector
+    past: Any
+
+
+def trace(solver: Solver, problem: Problem, grid: np.ndarray[Any, np.dtype[np.float64]]) -> Plan:
+    solver.check(problem)
+    times = [float(t) for t in grid]
+    solver = solver.on(problem.process, times)
+    recorder, steps = Trace(), []
+    state = _Dry(recorder.vector("x0"), None)
+    for index, (t, s) in enumerate(zip(times, times[1:], strict=False)):
+        recorder.begin_step(t, s)
+        before = recorder.materialise(state.x)
+        x, past = solver.advance(problem, state.x, t, s, recorder.draw, state.past)
+        out = recorder.materialise(x)
+        names = map_past(past, recorder.materialise)
+        steps.append(Step(index, t, s, before, out, tuple(recorder.ops), names))
+        state = _Dry(recorder.vector(out), map_past(names, recorder.vector, kind=str))
+    return Plan(solver, problem, grid, inline(steps))
+
+
+def map_past(past: Any, convert: Any, kind: type = Vector) -> Any:
+    """`past` with `convert` applied to its leaves of type `kind`; tuples and NamedTuples keep their shape."""
+    if isinstance(past, kind):
+        return convert(past)
+    if isinstance(past, tuple):
+        leaves = [map_past(leaf, convert, kind) for leaf in past]
+        return type(past)(*leaves) if hasattr(past, "_fields") else tuple(leaves)
+    return past
+
+
+def _not_a_field(t: float, x: torch.Tensor) -> torch.Tensor:
+    raise TypeError("this plan was made without a field: pass one to plan.run(field, x, seed)")

@@ -1,0 +1,173 @@
+"""Execution: a plan by its instructions, or a solver's step on tensors. Loops, buffers, checks; no formulas."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import torch
+
+from halfbridge.kernels.dispatch import resolve
+from halfbridge.solvers.algebra import Combine, Evaluate
+from halfbridge.solvers.field import Field, FieldOutputError, check_output
+from halfbridge.solvers.lowering import Register
+from halfbridge.solvers.noise import Normals, OneNormal, Stream
+from halfbridge.solvers.plan import Plan, map_past
+from halfbridge.solvers.problems import ODE, SDE
+from halfbridge.solvers.solver import Solver
+
+__all__ = ["NonFiniteError", "State", "check_state", "execute", "execute_on_tensors"]
+
+
+class State(NamedTuple):
+    """A run after `step` steps: all that is needed to go on with it, bit for bit.
+
+    x: (batch, *shape), at time grid[step]. past: what a multistep solver remembers (None otherwise). draws: the normals
+    drawn so far. Give it to `hb.solve` in place of x, with the same solver, grid, seed and first.
+    """
+
+    x: torch.Tensor
+    step: int
+    past: Any = None
+    draws: int | None = None
+
+
+class NonFiniteError(FloatingPointError):
+    """A state or an evaluation is infinite or NaN."""
+
+
+AfterStep = Callable[[int, torch.Tensor, Any], None]
+
+
+def execute(
+    plan: Plan, problem: Any, x: torch.Tensor | State, seed: Any = None, first: int = 0,
+    *, after_step: AfterStep | None = None, check_each: bool = False,
+) -> torch.Tensor:  # fmt: skip
+    """Run `plan` on `problem`. `after_step(i, x, past)` sees the state after step i (its buffers are overwritten later)."""
+    _same_kind(plan, problem)
+    state = x if isinstance(x, State) else State(x, 0)
+    check_state(state.x)
+    program, begin = plan.program, state.step
+    x = state.x if begin == 0 else state.x.clone()
+    normals = Normals(seed, first, x, [d for step in plan.steps[begin:] for d in step.draws])
+    registers: list[Any] = [None] * program.registers
+    if begin < len(plan.steps):
+        registers[program.inputs[begin]] = x
+    if begin:
+        _restore(registers, program.pasts[begin - 1], state.past)
+    in_place = not torch.is_grad_enabled()  # a graph may hold any earlier state
+    evaluate, unseen = problem.evaluate, True
+    combine = resolve("combine", x.device.type, x.numel())
+    for i in range(begin, len(plan.steps)):
+        for op, out, sources, coefficients, draw, scale, reuse, frees in program.steps[i]:
+            if op.__class__ is Evaluate:
+                at = registers[sources[0]]
+                value = evaluate(op.t, at)
+                if unseen or check_each or value.shape != at.shape or value.dtype is not at.dtype:
+                    check_output(value, at, op.t, f" in step {i}")
+                    unseen = False
+                    if check_each:
+                        _finite(value, f"evaluation of the field at t = {op.t:.6g} in step {i}")
+                if in_place and value.untyped_storage().data_ptr() == at.untyped_storage().data_ptr():
+                    value = value.clone()  # the field returned a view of its input, whose buffer is overwritten next
+            elif op.__class__ is Combine:
+                vectors = [registers[r] for r in sources]
+                buffer = registers[reuse] if in_place and reuse is not None else None
+                if draw is None:
+                    value = combine(vectors, coefficients, None, buffer)
+                else:
+                    noise = normals.fused(draw, scale)
+                    if noise is None:
+                        vectors, coefficients = [*vectors, normals.tensor(draw)], (*coefficients, scale)
+                    elif not vectors:
+                        vectors, coefficients = [torch.zeros_like(x)], (1.0,)
+                    value = combine(vectors, coefficients, noise, buffer)
+            else:
+                noise = None if draw is None else OneNormal(normals, draw)
+                buffer = registers[reuse] if in_place and reuse is not None else None
+                value = op.run([registers[r] for r in sources], noise, buffer)
+            registers[out] = value
+            for r in frees:
+                registers[r] = None
+        if check_each:
+            _finite(registers[program.outputs[i]], _where(i, plan.steps[i].t, plan.steps[i].s))
+        if after_step is not None:
+            past = map_past(program.pasts[i], registers.__getitem__, kind=Register)
+            after_step(i, registers[program.outputs[i]], past)
+        for r in program.releases[i]:
+            registers[r] = None
+    return registers[program.outputs[-1]] if begin < len(plan.steps) else x  # type: ignore[no-any-return]
+
+
+def execute_on_tensors(
+    solver: Solver, problem: Any, x: torch.Tensor | State, grid: Any, seed: Any = None, first: int = 0,
+    *, after_step: Callable[[int, torch.Tensor, Any, int], None] | None = None, check_each: bool = False,
+) -> torch.Tensor:  # fmt: skip
+    """The solver's own step, on tensors, one after another: the reference execution, for any step at all."""
+    state = x if isinstance(x, State) else State(x, 0, None, 0)
+    check_state(state.x)
+    solver.check(problem)
+    times = [float(t) for t in grid]
+    solver = solver.on(problem.process, times)
+    if state.draws is None:
+        raise ValueError("State.draws is None; a step without a plan needs the count of normals drawn so far")
+    draw = Stream(Normals(seed, first, state.x), state.draws)
+    x, past = state.x.clone(), state.past
+    for i in range(state.step, len(times) - 1):
+        draw.span = (times[i], times[i + 1])
+        try:
+            x, past = solver.advance(problem, x, *draw.span, draw, past)
+        except FieldOutputError as error:
+            raise FieldOutputError(f"in step {i}: {error}") from None
+        if check_each:
+            _finite(x, _where(i, *draw.span))
+        if after_step is not None:
+            after_step(i, x, past, draw.count)
+    return x
+
+
+def check_state(x: Any) -> None:
+    """Raise unless `x` is a floating-point tensor of shape (batch, *shape)."""
+    if not isinstance(x, torch.Tensor):
+        raise TypeError(f"x must be a tensor of shape (batch, *shape), got {type(x).__name__}")
+    if x.ndim < 1 or not x.is_floating_point():
+        raise ValueError(
+            f"x has shape {tuple(x.shape)} and dtype {x.dtype}; it must be floating point with a batch dimension first"
+        )
+
+
+def _same_kind(plan: Plan, problem: Any) -> None:
+    planned = plan.problem
+    kind = Field if isinstance(planned, Field) else ODE if isinstance(planned, ODE) else SDE
+    if not isinstance(problem, kind):
+        raise TypeError(f"the plan is for a {kind.__name__}, got {type(problem).__name__}; pass one to plan.run")
+    source = problem if isinstance(problem, Field) else getattr(problem, "field", None)
+    if (None if source is None else source.predicts) != plan.predicts:
+        got = "no field" if source is None else f"a field that predicts {source.predicts!r}"
+        raise ValueError(f"the plan was made for predicts = {plan.predicts!r}, got {got}; make a plan for it")
+    if source is not None and source.process != plan.process:
+        raise ValueError(f"the plan was made for {plan.process!r}, got a field of {source.process!r}; make a plan for it")
+
+
+def _restore(registers: list[Any], kept: Any, past: Any) -> None:
+    """Put the vectors of a saved past where the program keeps them."""
+    if isinstance(kept, Register):
+        registers[kept] = past.clone()
+    elif isinstance(kept, tuple):
+        if not isinstance(past, tuple) or len(past) != len(kept):
+            raise ValueError(f"State.past is {past!r}, but the solver remembers {kept!r}; resume from a State it made")
+        for place, value in zip(kept, past, strict=True):
+            _restore(registers, place, value)
+
+
+def _finite(x: torch.Tensor, where: str) -> None:
+    bad = int((~torch.isfinite(x)).sum())
+    if bad:
+        raise NonFiniteError(
+            f"{bad} of {x.numel()} entries are infinite or NaN {where}; "
+            "check the field there, or the step size (check_finite=False turns this check off)"
+        )
+
+
+def _where(i: int, t: float, s: float) -> str:
+    return f"in the state after step {i} (from t = {t:.6g} to {s:.6g})"
