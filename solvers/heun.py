@@ -23,6 +23,7 @@ class Heun(Solver):
 
     churn > 0 first raises the noise level from nu to (1 + gamma) nu with fresh noise of standard deviation s_noise, where
     s_min <= nu <= s_max; gamma = min(churn/n, sqrt 2 - 1), n the steps of the grid. The raised time may pass T.
+    s_noise other than 1 gives a bias that finer grids do not remove; the order is that of s_noise = 1.
     On an ODE: the trapezoidal rule in the problem's own time; on `field.probability_flow()`, where the last time has no
     noise, its last step is Euler's. Order 2, two evaluations a step.
     Karras et al. 2022, algorithms 1 (the ODE) and 2 (churn). Raises ValueError for parameters out of range.

@@ -104,7 +104,8 @@ class PredictorCorrector(Solver):
     """The predictor's step from t to s, then `corrector_steps` corrections at s. Song et al. 2021, algorithm 1.
 
     predictor: any solver (also a multistep one). corrector: a Langevin, or any object with `correct(field, x, t, draw)`.
-    At the end of a grid where sigma = 0 the predictor's last value is returned uncorrected.
+    At the end of a grid where sigma = 0 the predictor's last value is returned uncorrected. With corrections the declared
+    order is 0: a step of fixed size has a bias that finer grids do not remove (see Langevin).
     """
 
     predictor: Solver
@@ -124,7 +125,7 @@ class PredictorCorrector(Solver):
 
     @property
     def order(self) -> int:  # type: ignore[override]
-        return min(1, self.predictor.order)
+        return 0 if self.corrector_steps else self.predictor.order
 
     @property
     def evals_per_step(self) -> int:  # type: ignore[override]

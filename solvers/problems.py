@@ -72,11 +72,9 @@ class SDE:
         if callable(diffusion):
             self._diffusion, self.state_dependent = diffusion, _arity(diffusion) > 1
         else:
-            constant = torch.as_tensor(diffusion)
-            value = diffusion if constant.ndim else float(constant)
-            if not torch.isfinite(constant).all():
+            if not torch.isfinite(torch.as_tensor(diffusion)).all():
                 raise ValueError(f"diffusion = {diffusion!r} is not finite; pass a finite number or a function")
-            self._diffusion, self.state_dependent = (lambda t: value), False
+            self._diffusion, self.state_dependent = (lambda t: diffusion), False
 
     def evaluate(self, t: float, x: torch.Tensor) -> torch.Tensor:
         """The one call that costs: the drift, unchecked."""

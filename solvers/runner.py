@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import torch
 
 from halfbridge.kernels.dispatch import resolve
-from halfbridge.solvers.algebra import Combine, Evaluate
+from halfbridge.solvers.algebra import Combine, Draw, Evaluate
 from halfbridge.solvers.field import Field, FieldOutputError, check_output
 from halfbridge.solvers.lowering import Register
 from halfbridge.solvers.noise import Normals, OneNormal, Stream
@@ -56,32 +56,30 @@ def execute(
     if begin:
         _restore(registers, program.pasts[begin - 1], state.past)
     in_place = not torch.is_grad_enabled()  # a graph may hold any earlier state
-    evaluate, unseen = problem.evaluate, True
-    combine = resolve("combine", x.device.type, x.numel())
+    evaluate, device = problem.evaluate, x.device
+    combine = resolve("combine", x.device.type, x.dtype, x.numel())
     for i in range(begin, len(plan.steps)):
         for op, out, sources, coefficients, draw, scale, reuse, frees in program.steps[i]:
             if op.__class__ is Evaluate:
                 at = registers[sources[0]]
                 value = evaluate(op.t, at)
-                if unseen or check_each or value.shape != at.shape or value.dtype is not at.dtype:
+                if (
+                    value.__class__ is not torch.Tensor
+                    or value.shape != at.shape
+                    or value.dtype is not at.dtype
+                    or value.device != device
+                ):
                     check_output(value, at, op.t, f" in step {i}")
-                    unseen = False
-                    if check_each:
-                        _finite(value, f"evaluation of the field at t = {op.t:.6g} in step {i}")
+                if check_each:
+                    _finite(value, f"in the evaluation of the field at t = {op.t:.6g} in step {i}")
                 if in_place and value.untyped_storage().data_ptr() == at.untyped_storage().data_ptr():
                     value = value.clone()  # the field returned a view of its input, whose buffer is overwritten next
             elif op.__class__ is Combine:
-                vectors = [registers[r] for r in sources]
                 buffer = registers[reuse] if in_place and reuse is not None else None
                 if draw is None:
-                    value = combine(vectors, coefficients, None, buffer)
+                    value = combine([registers[r] for r in sources], coefficients, None, buffer)
                 else:
-                    noise = normals.fused(draw, scale)
-                    if noise is None:
-                        vectors, coefficients = [*vectors, normals.tensor(draw)], (*coefficients, scale)
-                    elif not vectors:
-                        vectors, coefficients = [torch.zeros_like(x)], (1.0,)
-                    value = combine(vectors, coefficients, noise, buffer)
+                    value = _noisy(combine, [registers[r] for r in sources], coefficients, draw, scale, normals, buffer)
             else:
                 noise = None if draw is None else OneNormal(normals, draw)
                 buffer = registers[reuse] if in_place and reuse is not None else None
@@ -97,6 +95,18 @@ def execute(
         for r in program.releases[i]:
             registers[r] = None
     return registers[program.outputs[-1]] if begin < len(plan.steps) else x  # type: ignore[no-any-return]
+
+
+def _noisy(
+    combine: Callable[..., torch.Tensor], vectors: list[torch.Tensor], coefficients: tuple[float, ...],
+    draw: Draw, scale: float, normals: Normals, buffer: torch.Tensor | None,
+) -> torch.Tensor:  # fmt: skip
+    noise = normals.fused(draw, scale)
+    if noise is None:
+        return combine([*vectors, normals.tensor(draw)], (*coefficients, scale), None, buffer)
+    if not vectors:
+        vectors, coefficients = [torch.zeros_like(normals.x)], (1.0,)
+    return combine(vectors, coefficients, noise, buffer)
 
 
 def execute_on_tensors(
