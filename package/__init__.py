@@ -1,9 +1,9 @@
 """halfbridge: numerically explicit SDE and ODE solvers for score-based models and Schrödinger bridges.
 
-    import halfbridge as hb
-    field = hb.Field(hb.VP(), fn)                       # fn(t, x) predicts the noise
-    grid = hb.grids.half_log_snr(field.process, 10)
-    x = hb.sample(field, hb.DPMSolver(order=3), grid=grid, shape=(64, 2), seed=0)
+import halfbridge as hb
+field = hb.Field(hb.VP(), fn)                       # fn(t, x) predicts the noise
+grid = hb.grids.half_log_snr(field.process, 10)
+x = hb.sample(field, hb.DPMSolver(order=3), grid=grid, shape=(64, 2), seed=0)
 """
 
 from halfbridge import kernels, nets, training
@@ -19,7 +19,16 @@ from halfbridge.solvers.langevin import Langevin, PredictorCorrector
 from halfbridge.solvers.plan import Plan, plan
 from halfbridge.solvers.problems import ODE, SDE
 from halfbridge.solvers.processes import (
-    EDM, OU, VE, VP, Brownian, CosineVP, DiscreteVP, LinearProcess, Process, SubVP,
+    EDM,
+    OU,
+    VE,
+    VP,
+    Brownian,
+    CosineVP,
+    DiscreteVP,
+    LinearProcess,
+    Process,
+    SubVP,
 )  # fmt: skip
 from halfbridge.solvers.reference.certify import Certificate, certify
 from halfbridge.solvers.run import Solution, sample, solve

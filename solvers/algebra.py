@@ -13,7 +13,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Any, NoReturn, Union
+from typing import Any, NoReturn, TypeAlias
 
 import numpy as np
 import torch
@@ -78,7 +78,7 @@ class Apply:
     draw: Draw | None = None
 
 
-Op = Union[Evaluate, Combine, Apply]
+Op: TypeAlias = Evaluate | Combine | Apply
 
 
 class Vector:
@@ -140,7 +140,9 @@ class Vector:
 
     def __array_ufunc__(self, ufunc: Any, method: str, *inputs: Any, **kwargs: Any) -> Vector:
         """numpy scalars on the left: np.float64(2) * v arrives here; any other numpy function is refused."""
-        operation = {"add": "__add__", "subtract": "__sub__", "multiply": "__mul__", "divide": "__truediv__"}.get(ufunc.__name__)
+        operation = {"add": "__add__", "subtract": "__sub__", "multiply": "__mul__", "divide": "__truediv__"}.get(
+            ufunc.__name__
+        )
         if method != "__call__" or operation is None or kwargs or len(inputs) != 2:
             raise NotLinear(f"numpy.{ufunc.__name__}")
         return _binary(operation, *inputs)
@@ -232,9 +234,11 @@ def _real(scalar: object, operation: str) -> float:
     if isinstance(scalar, (int, float, np.integer, np.floating)) or (
         isinstance(scalar, (torch.Tensor, np.ndarray)) and scalar.ndim == 0
     ):
-        c = float(scalar)  # type: ignore[arg-type]
+        c = float(scalar)
         if not math.isfinite(c):
-            raise ValueError(f"a coefficient of the step is {c}; check the times of the grid and the solver's formula there")
+            raise ValueError(
+                f"a coefficient of the step is {c}; check the times of the grid and the solver's formula there"
+            )
         return c
     raise NotLinear(f"{operation} of a vector and {_describe(scalar)}")
 
@@ -268,7 +272,9 @@ class Trace:
         self.ops.append(Evaluate(out, float(t), name))
         return self.vector(out), self.vector(name)
 
-    def apply(self, label: str, run: Callable[..., torch.Tensor], vectors: Iterable[Vector], normal: Vector | None) -> Vector:
+    def apply(
+        self, label: str, run: Callable[..., torch.Tensor], vectors: Iterable[Vector], normal: Vector | None
+    ) -> Vector:
         """An opaque primitive of stored vectors and one normal (the symbol `draw()` returned)."""
         names = tuple(self.materialise(v) for v in vectors)
         draw = None

@@ -118,7 +118,7 @@ class DPMSolverPP(MultistepSolver):
         if self.order not in (1, 2):
             raise ValueError(f"order = {self.order!r} must be 1 or 2")
 
-    def step(
+    def step(  # type: ignore[override]
         self, field: Field, x: Any, t: float, s: float, draw: Callable[..., Any], past: Past | None
     ) -> tuple[Any, Past | None]:
         p = field.process

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, Union
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -21,7 +21,6 @@ if TYPE_CHECKING:
 __all__ = ["PREDICTIONS", "Evaluation", "Field", "FieldOutputError", "check_output"]
 
 PREDICTIONS = ("noise", "score", "data", "velocity")
-State = Union[torch.Tensor, Vector]
 
 
 class FieldOutputError(ValueError):
@@ -31,7 +30,9 @@ class FieldOutputError(ValueError):
 def check_output(value: Any, x: torch.Tensor, t: float, where: str = "") -> None:
     """Raise FieldOutputError unless `value` has the shape, dtype and device of `x`."""
     if not isinstance(value, torch.Tensor):
-        raise FieldOutputError(f"the field returned a {type(value).__name__}{where} at t = {t:.6g}; return a tensor like x")
+        raise FieldOutputError(
+            f"the field returned a {type(value).__name__}{where} at t = {t:.6g}; return a tensor like x"
+        )
     for name in ("shape", "dtype", "device"):
         got, want = getattr(value, name), getattr(x, name)
         if got != want:
@@ -133,7 +134,9 @@ class Field:
     rest are shorthands. Raises ValueError for an unknown `predicts`, FieldOutputError when fn's result is not like x.
     """
 
-    def __init__(self, process: Process, fn: Callable[[float, torch.Tensor], torch.Tensor], predicts: str = "noise") -> None:
+    def __init__(
+        self, process: Process, fn: Callable[[float, torch.Tensor], torch.Tensor], predicts: str = "noise"
+    ) -> None:
         if predicts not in PREDICTIONS:
             near = difflib.get_close_matches(str(predicts), PREDICTIONS, n=1)
             hint = f"; did you mean {near[0]!r}?" if near else ""

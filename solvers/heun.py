@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 from halfbridge.solvers.field import Field
 from halfbridge.solvers.problems import ODE
@@ -38,7 +38,7 @@ class Heun(Solver):
     evals_per_step = 2
     source = "Karras et al. 2022"
     integrates = (Field, ODE)
-    _steps = None
+    _steps: ClassVar[int | None] = None  # of the run: set on the copy that `on` returns
 
     def __post_init__(self) -> None:
         for name, low in (("churn", 0.0), ("s_noise", 0.0), ("s_min", 0.0)):

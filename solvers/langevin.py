@@ -6,7 +6,7 @@ import math
 from bisect import bisect_left
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 
@@ -42,11 +42,13 @@ class Langevin(Solver):
     evals_per_step = 1
     source = "Song et al. 2021"
     integrates = (Field,)
-    _grid = None
+    _grid: ClassVar[tuple[float, ...] | None] = None  # of the run, increasing: set on the copy that `on` returns
 
     def __post_init__(self) -> None:
         if self.snr is not None and self.step_size is not None:
-            raise ValueError(f"snr = {self.snr!r} and step_size = {self.step_size!r} both set the step; pass one of them")
+            raise ValueError(
+                f"snr = {self.snr!r} and step_size = {self.step_size!r} both set the step; pass one of them"
+            )
         if self.snr is None and self.step_size is None:
             object.__setattr__(self, "snr", 0.16)
         for name in ("snr", "step_size"):
@@ -78,12 +80,12 @@ class Langevin(Solver):
         if self._grid is None:
             raise ValueError("transition=True needs the grid of the run: call correct on solver.on(process, grid)")
         below = bisect_left(self._grid, t) - 1
-        return (process.alpha(t) / process.alpha(self._grid[below] if below >= 0 else 0.0)) ** 2  # type: ignore[no-any-return]
+        return (process.alpha(t) / process.alpha(self._grid[below] if below >= 0 else 0.0)) ** 2
 
 
 def _snr_step(x: Any, score: Any, z: Any, solver: Langevin, factor: float) -> Any:
     """The step whose size is a ratio of norms: not linear, hence a primitive of its own in a plan."""
-    rule = {"snr": solver.snr, "factor": factor, "norm": solver.norm}
+    rule: dict[str, Any] = {"snr": solver.snr, "factor": factor, "norm": solver.norm}
     if not isinstance(x, Vector):
         return langevin(x, score, noise=z, **rule)
     terms = list(score.terms.items())

@@ -7,8 +7,9 @@ pass finds. Evaluations are never written to: they belong to whoever made them.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from operator import itemgetter
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from halfbridge.solvers.algebra import Combine, Draw, Evaluate, Op
@@ -103,17 +104,23 @@ def _rename(step: Step, names: dict[str, str]) -> Step:
 
 
 class Instruction(NamedTuple):
-    """An operation on registers. `reuse` is the register whose buffer the result overwrites (None: a new buffer, or one
-    from the idle list); `frees` are the registers that nobody reads afterwards."""
+    """An operation on registers. `gather` picks its inputs; `reuse` is the register whose buffer the result overwrites (the
+    last register, always empty, for a new buffer); `frees` are the registers that nobody reads afterwards."""
 
     op: Op
     out: int
-    sources: tuple[int, ...]
+    gather: Callable[[list[Any]], tuple[Any, ...]]
     coefficients: tuple[float, ...] = ()
     draw: Draw | None = None
     scale: float = 0.0
-    reuse: int | None = None
+    reuse: int = -1
     frees: tuple[int, ...] = ()
+
+
+def _gather(sources: tuple[int, ...]) -> Callable[[list[Any]], tuple[Any, ...]]:
+    if len(sources) > 1:
+        return itemgetter(*sources)
+    return lambda registers: tuple(registers[r] for r in sources)
 
 
 @dataclass(frozen=True)
@@ -191,13 +198,14 @@ def lower(steps: Sequence[Step]) -> Program:
             coefficients = tuple(c for _, c in op.terms) if isinstance(op, Combine) else ()
             draw, scale = (None, 0.0) if isinstance(op, Evaluate) else (op.draw, getattr(op, "scale", 0.0))
             frees = registers.release(dead)
-            instructions.append(Instruction(op, out, sources, coefficients, draw, scale, reuse, frees))
+            reuse = -1 if reuse is None else reuse
+            instructions.append(Instruction(op, out, _gather(sources), coefficients, draw, scale, reuse, frees))
         program.append(tuple(instructions))
         outs.append(registers.of[step.out])
         pasts.append(_registers_of(step.past, registers.of))
         releases.append(registers.release([registers.of[name] for name in dying.get((i, len(step.ops)), ())]))
     return Program(
-        tuple(program), tuple(ins), tuple(outs), tuple(pasts), tuple(releases), registers.count, registers.peak
+        tuple(program), tuple(ins), tuple(outs), tuple(pasts), tuple(releases), registers.count + 1, registers.peak
     )
 
 
@@ -206,7 +214,7 @@ def _deaths(steps: Sequence[Step]) -> dict[tuple[int, int], list[str]]:
     last: dict[str, tuple[int, int]] = {}
     for i, step in enumerate(steps):
         for j, op in enumerate(step.ops):
-            last.update({name: (i, j) for name in (*inputs(op), op.out)})
+            last.update(dict.fromkeys((*inputs(op), op.out), (i, j)))
         last.update({name: (i, len(step.ops)) for name in kept(step)})
     if steps:
         last.update({name: (len(steps), 0) for name in kept(steps[-1])})

@@ -6,6 +6,7 @@ table, the exact law and the counts.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -84,16 +85,19 @@ class Plan:
     def peak_vectors(self) -> int:
         return self.program.peak
 
-    def run(self, field: Problem, x: torch.Tensor, seed: Any = None, first: int = 0) -> torch.Tensor:
+    def run(
+        self, field: Problem, x: torch.Tensor, seed: Any = None, first: int = 0, *, checks: bool = True
+    ) -> torch.Tensor:
         """The state at the grid's last time, from `x` (batch, *shape) at its first.
 
         field: a Field with the plan's process and prediction, or the SDE or ODE for a plan of one. seed: an int or a noise
         object called (draw, t, s, like); needed only where the solver draws. first: the global index of x[0].
-        Differentiable in x and in the field's parameters when grad mode is on.
+        checks: that each evaluation has x's shape, dtype and device (False: only the first). The result is not looked at for
+        NaN: hb.solve does that. Differentiable in x and in the field's parameters when grad mode is on.
         """
         from halfbridge.solvers.runner import execute
 
-        return execute(self, field, x, seed, first)
+        return execute(self, field, x, seed, first, checks=checks)
 
     def __str__(self) -> str:
         from halfbridge.solvers.table import render
@@ -119,8 +123,7 @@ def plan(
     TypeError if the solver does not integrate this kind of problem.
     """
     if not isinstance(solver, Solver):
-        hint = " (pass an instance, not the class)" if isinstance(solver, type) else ""
-        raise TypeError(f"solver must be a Solver, got {solver!r}{hint}")
+        raise TypeError(f"solver must be an instance of Solver, got {solver!r}")
     problem: Problem
     if isinstance(process, Process):
         problem = Field(process, _not_a_field, predicts)
@@ -149,7 +152,7 @@ def trace(solver: Solver, problem: Problem, grid: np.ndarray[Any, np.dtype[np.fl
     solver = solver.on(problem.process, times)
     recorder, steps = Trace(), []
     state = _Dry(recorder.vector("x0"), None)
-    for index, (t, s) in enumerate(zip(times, times[1:], strict=False)):
+    for index, (t, s) in enumerate(itertools.pairwise(times)):
         recorder.begin_step(t, s)
         before = recorder.materialise(state.x)
         x, past = solver.advance(problem, state.x, t, s, recorder.draw, state.past)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import inspect
 from collections.abc import Callable
-from typing import Any, Union
+from typing import Any, TypeAlias
 
 import torch
 
@@ -31,7 +31,7 @@ class ODE:
 
     def evaluate(self, t: float, x: torch.Tensor) -> torch.Tensor:
         """The one call that costs: the drift, unchecked."""
-        return self._drift(t, x)
+        return self._drift(t, x)  # type: ignore[no-any-return]
 
     def with_function(self, fn: Callable[[float, torch.Tensor], torch.Tensor]) -> ODE:
         """The same problem around another drift `fn(t, x)`."""
@@ -78,7 +78,7 @@ class SDE:
 
     def evaluate(self, t: float, x: torch.Tensor) -> torch.Tensor:
         """The one call that costs: the drift, unchecked."""
-        return self._drift(t, x)
+        return self._drift(t, x)  # type: ignore[no-any-return]
 
     def with_function(self, fn: Callable[[float, torch.Tensor], torch.Tensor]) -> SDE:
         """The same problem around another drift `fn(t, x)`."""
@@ -96,7 +96,7 @@ class SDE:
     def increment(self, t: float, x: Any, draw: Callable[..., Any]) -> Any:
         """diffusion(t, x) times a fresh standard normal, like x; draws nothing where the diffusion is the number 0."""
         g = None if self.state_dependent else self._diffusion(t)
-        if self.noise == "scalar" and _is_number(g):
+        if g is not None and self.noise == "scalar" and _is_number(g):
             return 0.0 if float(g) == 0.0 else float(g) * draw()
         if isinstance(x, Vector):
             return x.trace.apply(
@@ -154,7 +154,8 @@ class ReverseSDE(SDE):
 
     def __init__(self, field: Field) -> None:
         super().__init__(field.evaluate, field.process.diffusion)
-        self.field, self.process = field, field.process
+        self.field = field
+        self.process: Process = field.process
 
     def with_function(self, fn: Callable[[float, torch.Tensor], torch.Tensor]) -> ReverseSDE:
         """The same problem around another prediction `fn(t, x)`."""
@@ -175,7 +176,8 @@ class ProbabilityFlow(ODE):
 
     def __init__(self, field: Field) -> None:
         super().__init__(field.evaluate)
-        self.field, self.process = field, field.process
+        self.field = field
+        self.process: Process = field.process
 
     def with_function(self, fn: Callable[[float, torch.Tensor], torch.Tensor]) -> ProbabilityFlow:
         """The same problem around another prediction `fn(t, x)`."""
@@ -190,7 +192,7 @@ class ProbabilityFlow(ODE):
         return ODE(lambda tau, x: -self.drift(T - float(tau), x))
 
 
-Problem = Union[Field, SDE, ODE]
+Problem: TypeAlias = Field | SDE | ODE
 
 
 def _evaluate(problem: ODE | SDE, t: float, x: Any) -> Any:
@@ -222,5 +224,7 @@ def _arity(fn: Callable[..., Any]) -> int:
         return 1
     if any(p.kind is p.VAR_POSITIONAL for p in parameters):
         return 2
-    required = [p for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD) and p.default is p.empty]
+    required = [
+        p for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD) and p.default is p.empty
+    ]
     return max(1, len(required))

@@ -13,7 +13,7 @@ import torch
 
 from halfbridge.solvers.algebra import NotLinear
 from halfbridge.solvers.field import Field
-from halfbridge.solvers.noise import Normals, check_first, check_seed, prior_normal
+from halfbridge.solvers.noise import check_first, check_seed, prior_normal
 from halfbridge.solvers.plan import Plan, check_grid, trace
 from halfbridge.solvers.problems import ODE, SDE, Problem
 from halfbridge.solvers.processes import Brownian
@@ -129,7 +129,9 @@ def sample(
     Raises ValueError for a shape without a batch, and for Brownian motion without `prior`: it has no stationary law.
     """
     if not isinstance(field, Field):
-        raise TypeError(f"field must be a Field, got {type(field).__name__}; hb.Field(process, fn) makes one of fn(t, x)")
+        raise TypeError(
+            f"field must be a Field, got {type(field).__name__}; hb.Field(process, fn) makes one of fn(t, x)"
+        )
     if not isinstance(shape, (tuple, list, torch.Size)) or not shape:
         raise ValueError(f"shape = {shape!r} must be (batch, *shape) with the batch first, such as (64, 1, 8, 8)")
     if any(isinstance(n, bool) or not isinstance(n, int) or n < 0 for n in shape):
@@ -152,7 +154,9 @@ def _start(field: Field, t: float, like: torch.Tensor, seed: Any, first: int, pr
     process = field.process
     if prior is None:
         if isinstance(process, Brownian):
-            raise ValueError("prior = None, but Brownian motion has no stationary prior; pass one, e.g. hb.reference.Gaussian")
+            raise ValueError(
+                "prior = None, but Brownian motion has no stationary prior; pass one, e.g. hb.reference.Gaussian"
+            )
         if t != process.T:
             warnings.warn(
                 f"the grid starts at t = {t:.6g} but the prior N(0, {process.prior_std:.6g}^2 I) is the law at T = "
@@ -233,7 +237,8 @@ class _Saver:
                 raise ValueError(f"save: the time {grid[early[0]]:.6g} lies before step {begin}, where this run begins")
         self.times = grid[self.indices]
         self.needed = any(i != last for i in self.indices)
-        self._last, self._kept = last, {}  # type: ignore[var-annotated]
+        self._last = last
+        self._kept: dict[int, torch.Tensor] = {}
         if begin in self.indices and begin != last:
             self._kept[begin] = x.clone()
 
@@ -251,7 +256,9 @@ class _Saver:
 def _index(grid: np.ndarray[Any, Any], t: float) -> int:
     nearest = int(np.abs(grid - t).argmin())
     if grid[nearest] != t:
-        raise ValueError(f"save: {t!r} is not a time of the grid; the nearest is grid[{nearest}] = {float(grid[nearest])!r}")
+        raise ValueError(
+            f"save: {t!r} is not a time of the grid; the nearest is grid[{nearest}] = {float(grid[nearest])!r}"
+        )
     return nearest
 
 

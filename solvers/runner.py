@@ -41,9 +41,12 @@ AfterStep = Callable[[int, torch.Tensor, Any], None]
 
 def execute(
     plan: Plan, problem: Any, x: torch.Tensor | State, seed: Any = None, first: int = 0,
-    *, after_step: AfterStep | None = None, check_each: bool = False,
+    *, after_step: AfterStep | None = None, checks: bool = True, check_each: bool = False,
 ) -> torch.Tensor:  # fmt: skip
-    """Run `plan` on `problem`. `after_step(i, x, past)` sees the state after step i (its buffers are overwritten later)."""
+    """Run `plan` on `problem`. `after_step(i, x, past)` sees the state after step i (its buffers are overwritten later).
+
+    checks: every evaluation must be like the state, not only the first. check_each: states and evaluations must be finite.
+    """
     _same_kind(plan, problem)
     state = x if isinstance(x, State) else State(x, 0)
     check_state(state.x)
@@ -56,56 +59,60 @@ def execute(
     if begin:
         _restore(registers, program.pasts[begin - 1], state.past)
     in_place = not torch.is_grad_enabled()  # a graph may hold any earlier state
-    evaluate, device = problem.evaluate, x.device
+    evaluate = problem.fn if isinstance(problem, Field) else problem.evaluate
     combine = resolve("combine", x.device.type, x.dtype, x.numel())
+    shape, dtype, device, plain = x.shape, x.dtype, x.device, torch.Tensor
+    unseen = True
     for i in range(begin, len(plan.steps)):
-        for op, out, sources, coefficients, draw, scale, reuse, frees in program.steps[i]:
-            if op.__class__ is Evaluate:
-                at = registers[sources[0]]
+        for op, out, gather, coefficients, draw, scale, reuse, frees in program.steps[i]:
+            if isinstance(op, Evaluate):
+                (at,) = gather(registers)
                 value = evaluate(op.t, at)
-                if (
-                    value.__class__ is not torch.Tensor
-                    or value.shape != at.shape
-                    or value.dtype is not at.dtype
-                    or value.device != device
+                if (unseen or checks) and not (
+                    value.__class__ is plain
+                    and value.shape == shape
+                    and value.dtype is dtype
+                    and value.device == device
                 ):
                     check_output(value, at, op.t, f" in step {i}")
+                unseen = False
                 if check_each:
                     _finite(value, f"in the evaluation of the field at t = {op.t:.6g} in step {i}")
                 if in_place and value.untyped_storage().data_ptr() == at.untyped_storage().data_ptr():
                     value = value.clone()  # the field returned a view of its input, whose buffer is overwritten next
-            elif op.__class__ is Combine:
-                buffer = registers[reuse] if in_place and reuse is not None else None
+            elif isinstance(op, Combine):
+                buffer = registers[reuse] if in_place else None
                 if draw is None:
-                    value = combine([registers[r] for r in sources], coefficients, None, buffer)
+                    value = combine(gather(registers), coefficients, None, buffer)
                 else:
-                    value = _noisy(combine, [registers[r] for r in sources], coefficients, draw, scale, normals, buffer)
+                    value = _noisy(combine, gather(registers), coefficients, draw, scale, normals, buffer)
             else:
                 noise = None if draw is None else OneNormal(normals, draw)
-                buffer = registers[reuse] if in_place and reuse is not None else None
-                value = op.run([registers[r] for r in sources], noise, buffer)
+                value = op.run(gather(registers), noise, registers[reuse] if in_place else None)
             registers[out] = value
-            for r in frees:
-                registers[r] = None
+            if frees:
+                for r in frees:
+                    registers[r] = None
         if check_each:
             _finite(registers[program.outputs[i]], _where(i, plan.steps[i].t, plan.steps[i].s))
         if after_step is not None:
             past = map_past(program.pasts[i], registers.__getitem__, kind=Register)
             after_step(i, registers[program.outputs[i]], past)
-        for r in program.releases[i]:
-            registers[r] = None
-    return registers[program.outputs[-1]] if begin < len(plan.steps) else x  # type: ignore[no-any-return]
+        if program.releases[i]:
+            for r in program.releases[i]:
+                registers[r] = None
+    return registers[program.outputs[-1]] if begin < len(plan.steps) else x
 
 
 def _noisy(
-    combine: Callable[..., torch.Tensor], vectors: list[torch.Tensor], coefficients: tuple[float, ...],
+    combine: Callable[..., torch.Tensor], vectors: tuple[torch.Tensor, ...], coefficients: tuple[float, ...],
     draw: Draw, scale: float, normals: Normals, buffer: torch.Tensor | None,
 ) -> torch.Tensor:  # fmt: skip
     noise = normals.fused(draw, scale)
     if noise is None:
-        return combine([*vectors, normals.tensor(draw)], (*coefficients, scale), None, buffer)
+        return combine((*vectors, normals.tensor(draw)), (*coefficients, scale), None, buffer)
     if not vectors:
-        vectors, coefficients = [torch.zeros_like(normals.x)], (1.0,)
+        vectors, coefficients = (torch.zeros_like(normals.x),), (1.0,)
     return combine(vectors, coefficients, noise, buffer)
 
 
@@ -122,18 +129,18 @@ def execute_on_tensors(
     if state.draws is None:
         raise ValueError("State.draws is None; a step without a plan needs the count of normals drawn so far")
     draw = Stream(Normals(seed, first, state.x), state.draws)
-    x, past = state.x.clone(), state.past
+    now, past = state.x.clone(), state.past
     for i in range(state.step, len(times) - 1):
         draw.span = (times[i], times[i + 1])
         try:
-            x, past = solver.advance(problem, x, *draw.span, draw, past)
+            now, past = solver.advance(problem, now, *draw.span, draw, past)
         except FieldOutputError as error:
             raise FieldOutputError(f"in step {i}: {error}") from None
         if check_each:
-            _finite(x, _where(i, *draw.span))
+            _finite(now, _where(i, *draw.span))
         if after_step is not None:
-            after_step(i, x, past, draw.count)
-    return x
+            after_step(i, now, past, draw.count)
+    return now
 
 
 def check_state(x: Any) -> None:
@@ -156,7 +163,9 @@ def _same_kind(plan: Plan, problem: Any) -> None:
         got = "no field" if source is None else f"a field that predicts {source.predicts!r}"
         raise ValueError(f"the plan was made for predicts = {plan.predicts!r}, got {got}; make a plan for it")
     if source is not None and source.process != plan.process:
-        raise ValueError(f"the plan was made for {plan.process!r}, got a field of {source.process!r}; make a plan for it")
+        raise ValueError(
+            f"the plan was made for {plan.process!r}, got a field of {source.process!r}; make a plan for it"
+        )
 
 
 def _restore(registers: list[Any], kept: Any, past: Any) -> None:

@@ -10,7 +10,10 @@ import math
 import numpy as np
 
 KERNELS = {  # (alpha, sigma) of the contract's continuous processes, at their defaults
-    "VP": (lambda t: math.exp(-(0.1 * t + 9.95 * t * t) / 2), lambda t: math.sqrt(1 - math.exp(-(0.1 * t + 9.95 * t * t)))),
+    "VP": (
+        lambda t: math.exp(-(0.1 * t + 9.95 * t * t) / 2),
+        lambda t: math.sqrt(1 - math.exp(-(0.1 * t + 9.95 * t * t))),
+    ),
     "SubVP": (lambda t: math.exp(-(0.1 * t + 9.95 * t * t) / 2), lambda t: 1 - math.exp(-(0.1 * t + 9.95 * t * t))),
     "VE": (lambda t: 1.0, lambda t: 0.02 * math.sqrt(5000.0 ** (2 * t) - 1)),
     "EDM": (lambda t: 1.0, lambda t: t),
@@ -18,7 +21,9 @@ KERNELS = {  # (alpha, sigma) of the contract's continuous processes, at their d
     "Brownian": (lambda t: 1.0, lambda t: math.sqrt(t)),
     "CosineVP": (
         lambda t: math.cos(math.pi / 2 * (t + 0.008) / 1.008) / math.cos(math.pi / 2 * 0.008 / 1.008),
-        lambda t: math.sqrt(1 - (math.cos(math.pi / 2 * (t + 0.008) / 1.008) / math.cos(math.pi / 2 * 0.008 / 1.008)) ** 2),
+        lambda t: math.sqrt(
+            1 - (math.cos(math.pi / 2 * (t + 0.008) / 1.008) / math.cos(math.pi / 2 * 0.008 / 1.008)) ** 2
+        ),
     ),
 }
 
@@ -56,7 +61,13 @@ class Model:
 
     def __init__(self, alpha, sigma, m, C, rate=None):
         self.rate = rate  # d log alpha/dt of a variance-preserving process too steep for differences
-        self.alpha, self.sigma, self.m, self.C, self.I = alpha, sigma, np.asarray(m, float), np.asarray(C, float), np.eye(len(m))
+        self.alpha, self.sigma, self.m, self.C, self.I = (
+            alpha,
+            sigma,
+            np.asarray(m, float),
+            np.asarray(C, float),
+            np.eye(len(m)),
+        )
 
     def S(self, t):
         return self.alpha(t) ** 2 * self.C + self.sigma(t) ** 2 * self.I

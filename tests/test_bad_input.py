@@ -58,7 +58,13 @@ def test_bad_grids(name):
 
 def test_bad_grids_of_general_problems():
     ode = hb.ODE(lambda t, x: x)
-    for grid, message in (([0.0, 1.0, 0.5], "grid"), ([0.0, 0.0], "grid"), ([0.0], "two times"), ([0, 1], "int"), ([0.0, math.inf], "finite")):
+    for grid, message in (
+        ([0.0, 1.0, 0.5], "grid"),
+        ([0.0, 0.0], "grid"),
+        ([0.0], "two times"),
+        ([0, 1], "int"),
+        ([0.0, math.inf], "finite"),
+    ):
         with pytest.raises((ValueError, TypeError), match=message):
             hb.solve(ode, hb.Heun(), X, grid=grid)
 

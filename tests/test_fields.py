@@ -33,7 +33,11 @@ def test_every_view_of_every_prediction_is_the_native_one(process, predicts, vie
         got = getattr(mixture(process, predicts)(t, state), view)
         want = mixture(process, view).evaluate(t, state)
         c_x, c_p = view_coefficients(view, predicts, process.alpha(t), process.sigma(t))
-        size = 1.0 + abs(c_x) * float(state.abs().max()) + abs(c_p) * float(mixture(process, predicts).evaluate(t, state).abs().max())
+        size = (
+            1.0
+            + abs(c_x) * float(state.abs().max())
+            + abs(c_p) * float(mixture(process, predicts).evaluate(t, state).abs().max())
+        )
         assert (got - want).abs().max() < 1e-13 * size
 
 
@@ -95,7 +99,9 @@ def test_reverse_sde_and_flow_are_the_papers(process):
     torch.testing.assert_close(sde.drift(t, x), a * x - g2 * field.score(t, x))
     torch.testing.assert_close(ode.drift(t, x), a * x - g2 / 2 * field.score(t, x))
     tau = process.T - t
-    torch.testing.assert_close(sde.reversed().f(torch.tensor(tau, dtype=torch.float64), x), -sde.drift(t, x), rtol=1e-9, atol=1e-9)
+    torch.testing.assert_close(
+        sde.reversed().f(torch.tensor(tau, dtype=torch.float64), x), -sde.drift(t, x), rtol=1e-9, atol=1e-9
+    )
     torch.testing.assert_close(ode.reversed()(tau, x), -ode.drift(t, x), rtol=1e-9, atol=1e-9)
     torch.testing.assert_close(sde.reversed().g(tau, x), torch.full_like(x, process.diffusion(t)), rtol=1e-9, atol=1e-9)
     assert (sde.reversed().noise_type, sde.reversed().sde_type) == ("diagonal", "ito")

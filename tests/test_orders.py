@@ -26,7 +26,9 @@ def test_every_solver_reaches_its_order_on_every_process(solver, process):
 
 
 @pytest.mark.parametrize("make", [hb.grids.uniform, hb.grids.quadratic, hb.grids.karras])
-@pytest.mark.parametrize("solver", [hb.EulerMaruyama(), hb.DDIM(), hb.Heun(), hb.DPMSolver(3), hb.DPMSolverPP()], ids=repr)
+@pytest.mark.parametrize(
+    "solver", [hb.EulerMaruyama(), hb.DDIM(), hb.Heun(), hb.DPMSolver(3), hb.DPMSolverPP()], ids=repr
+)
 def test_orders_hold_on_every_grid(solver, make):
     order = hb.reference.observed_order(solver, hb.VP(), DATA, grid=make, t_end=0.05, steps=(80, 160, 320, 640))
     assert order > solver.order - 0.15
@@ -99,7 +101,15 @@ def test_a_users_solver_is_certified():
     assert "PASSED: order 2.0" in str(verdict)
 
 
-SLIPS = ["midpoint", "sigma_s for sigma_m", "sigma_t for sigma_m", "alpha_s for alpha_m", "t for m", "sigma_t for sigma_s", "one per cent"]
+SLIPS = [
+    "midpoint",
+    "sigma_s for sigma_m",
+    "sigma_t for sigma_m",
+    "alpha_s for alpha_m",
+    "t for m",
+    "sigma_t for sigma_s",
+    "one per cent",
+]
 
 
 @pytest.mark.parametrize("slip", SLIPS)
@@ -135,7 +145,9 @@ class Third(hb.Solver):
         eps = field.noise(t, x)
         u1 = p.alpha(m1) / p.alpha(t) * x - p.sigma(m1) * expm1(r1 * h) * eps
         D1 = field.noise(m1, u1) - eps
-        u2 = p.alpha(m2) / p.alpha(t) * x - p.sigma(m2) * (expm1(r2 * h) * eps + r2 / r1 * (expm1(r2 * h) / (r2 * h) - 1) * D1)
+        u2 = p.alpha(m2) / p.alpha(t) * x - p.sigma(m2) * (
+            expm1(r2 * h) * eps + r2 / r1 * (expm1(r2 * h) / (r2 * h) - 1) * D1
+        )
         D2 = field.noise(m2, u2) - eps
         return p.alpha(s) / p.alpha(t) * x - p.sigma(s) * (expm1(h) * eps + (expm1(h) / h - 1) / r2 * D2)
 
@@ -214,6 +226,7 @@ def test_certify_refuses_what_has_no_exact_law():
 
 def test_stochastic_solvers_converge_to_the_joint_law_they_claim():
     """DDIM(eta) tends to the member l = eta of the family: with another l its cross-covariance does not converge."""
+
     class Claimed(hb.DDIM):
         stochasticity = 1.0
 

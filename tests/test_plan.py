@@ -54,7 +54,11 @@ def amplification(plan):
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-@pytest.mark.parametrize("solver", [hb.DDIM(), hb.Ancestral(), hb.DPMSolver(3), hb.PredictorCorrector(hb.Ancestral(), hb.Langevin())], ids=repr)
+@pytest.mark.parametrize(
+    "solver",
+    [hb.DDIM(), hb.Ancestral(), hb.DPMSolver(3), hb.PredictorCorrector(hb.Ancestral(), hb.Langevin())],
+    ids=repr,
+)
 def test_half_precision_runs_are_the_float32_run_to_their_own_rounding(solver, dtype):
     p = hb.OU()
     field = bounded_field(p, "data")
@@ -77,7 +81,9 @@ def test_every_stage_is_one_combination(solver, predicts):
         kinds = [type(op) for op in step.ops]
         stages = kinds.count(Evaluate) + (1 if isinstance(solver, hb.Heun) and solver.churn else 0)
         remembered = step.past is not None and predicts != "data"
-        formed = kinds.count(Apply) if predicts in ("data", "velocity") else 0  # a score that is not a multiple of one vector
+        formed = (
+            kinds.count(Apply) if predicts in ("data", "velocity") else 0
+        )  # a score that is not a multiple of one vector
         assert kinds.count(Combine) == stages - kinds.count(Apply) + remembered + formed
         assert all(len(op.terms) <= 6 for op in step.ops if isinstance(op, Combine))
 
@@ -162,7 +168,9 @@ def test_a_run_leaves_the_callers_tensors_alone(solver):
 def test_a_field_may_return_its_own_input(solver, alias):
     """The update is written over x: an evaluation that shares x's memory must not be read after that."""
     p = hb.OU()
-    fn = {"itself": lambda t, x: x, "a view": lambda t, x: x[:], "a transposed view": lambda t, x: x.transpose(1, 2)}[alias]
+    fn = {"itself": lambda t, x: x, "a view": lambda t, x: x[:], "a transposed view": lambda t, x: x.transpose(1, 2)}[
+        alias
+    ]
     grid = hb.grids.uniform(p, 4, t_end=1.0)
     x = torch.linspace(-1, 1, 18, dtype=torch.float64).reshape(2, 3, 3)
     with torch.no_grad():

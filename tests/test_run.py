@@ -14,7 +14,9 @@ import halfbridge as hb
 P = hb.VP()
 FIELD = bounded_field(P, "noise")
 GRID = hb.grids.half_log_snr(P, 6)
-COUPLED = [s for s in SOLVERS if "batch" in repr(s)]  # norms averaged over the batch: samples depend on their neighbours
+COUPLED = [
+    s for s in SOLVERS if "batch" in repr(s)
+]  # norms averaged over the batch: samples depend on their neighbours
 FREE = [s for s in SOLVERS if s not in COUPLED]
 
 
@@ -27,7 +29,11 @@ def test_a_sample_depends_on_its_global_index_only(solver):
 
 
 @settings(max_examples=25, deadline=None)
-@given(cuts=st.lists(st.integers(1, 99), max_size=4, unique=True), seed=st.integers(0, 2**64 - 1), event=st.sampled_from([(5,), (1, 3, 3), (700,)]))
+@given(
+    cuts=st.lists(st.integers(1, 99), max_size=4, unique=True),
+    seed=st.integers(0, 2**64 - 1),
+    event=st.sampled_from([(5,), (1, 3, 3), (700,)]),
+)
 def test_shards_of_any_size_make_the_same_samples(cuts, seed, event):
     """Small states draw all normals of the run at once, large ones in the kernel: no bit may show which."""
     edges = [0, *sorted(cuts), 100]
@@ -43,7 +49,14 @@ def test_the_prior_is_draw_zero_and_the_runs_normals_follow():
     p = hb.OU(theta=0.8, g=1.3)
     grid = np.array([p.T, 4.0])
     z0, z1 = (hb.kernels.normal((4, 2), 3, draw, dtype=torch.float64) for draw in (0, 1))
-    x = hb.sample(hb.Field(p, lambda t, x: torch.zeros_like(x)), hb.EulerMaruyama(), grid=grid, shape=(4, 2), seed=3, dtype=torch.float64)
+    x = hb.sample(
+        hb.Field(p, lambda t, x: torch.zeros_like(x)),
+        hb.EulerMaruyama(),
+        grid=grid,
+        shape=(4, 2),
+        seed=3,
+        dtype=torch.float64,
+    )
     start = 1.3 / np.sqrt(1.6) * z0
     torch.testing.assert_close(x, (1 + (4.0 - p.T) * -0.8) * start + 1.3 * z1, rtol=1e-14, atol=1e-14)
 
@@ -143,7 +156,9 @@ def test_general_problems_run_either_way():
     torch.testing.assert_close(there, x * np.exp(-1.0), rtol=1e-5, atol=0)
     torch.testing.assert_close(back, x, rtol=1e-5, atol=0)
     sde = hb.SDE(lambda t, x: -x, 0.0)
-    torch.testing.assert_close(hb.solve(sde, hb.EulerMaruyama(), x, grid=up).x, hb.solve(ode, hb.EulerMaruyama(), x, grid=up).x)
+    torch.testing.assert_close(
+        hb.solve(sde, hb.EulerMaruyama(), x, grid=up).x, hb.solve(ode, hb.EulerMaruyama(), x, grid=up).x
+    )
 
 
 def test_empty_batches_and_scalar_events_run():

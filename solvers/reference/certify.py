@@ -11,7 +11,6 @@ from typing import Any
 import torch
 
 from halfbridge.solvers import grids
-from halfbridge.solvers.algebra import NotLinear
 from halfbridge.solvers.plan import plan
 from halfbridge.solvers.processes import EDM, OU, VE, VP, CosineVP, Process, SubVP
 from halfbridge.solvers.reference.flows import exact_flow, prescribed_data, prescribed_flow

@@ -14,7 +14,9 @@ from halfbridge.solvers.processes import Process
 __all__ = ["exact_flow", "prescribed_data", "prescribed_flow"]
 
 
-def exact_flow(field: Field, x: torch.Tensor, t: float, s: float, rtol: float = 1e-12, atol: float = 1e-12) -> torch.Tensor:
+def exact_flow(
+    field: Field, x: torch.Tensor, t: float, s: float, rtol: float = 1e-12, atol: float = 1e-12
+) -> torch.Tensor:
     """The probability flow from x at t to s, by scipy's DOP853 on d(x/alpha)/d lambda = -nu eps.
 
     float64 whatever x's dtype; the tolerances are per step and relative to the size of x/alpha. Where sigma(s) = 0 the

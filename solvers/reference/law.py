@@ -44,7 +44,9 @@ def law_of(
     """
     for name, law in (("data", data), ("start", start)):
         if law is not None and not isinstance(law, Gaussian):
-            raise ValueError(f"{name} must be an hb.reference.Gaussian, got {type(law).__name__}: the law is exact for those only")
+            raise ValueError(
+                f"{name} must be an hb.reference.Gaussian, got {type(law).__name__}: the law is exact for those only"
+            )
     if isinstance(process, Process):
         if data is None:
             raise ValueError("data = None: the exact field of a Process needs the data's Gaussian")
@@ -97,7 +99,12 @@ def gains(p: Plan, data: Gaussian) -> Gains:
     x = torch.zeros_like(mean)
     x[1] = 1.0
     with torch.no_grad():
-        end = execute(p, Field(process, eigen_field, p.predicts or "noise"), x, _Probes(dict(zip(draws, range(2, len(x)), strict=True))))
+        end = execute(
+            p,
+            Field(process, eigen_field, p.predicts or "noise"),
+            x,
+            _Probes(dict(zip(draws, range(2, len(x)), strict=True))),
+        )
     return Gains(end[1], end[0], end[2:].square().sum(0))
 
 
@@ -131,7 +138,9 @@ def _affine_map(p: Plan, problem: Problem, d: int) -> tuple[torch.Tensor, torch.
         execute(p, problem, zero, measure)
         first = {draw: 2 + d + sum(n for k, n in sizes.items() if k < draw) for draw in sizes}
         x = torch.zeros(2 + d + sum(sizes.values()), d, dtype=torch.float64)
-        x[1] = torch.linspace(-1.0, 2.0, d, dtype=torch.float64).cos() * 3.0  # a mixed probe, to see that the map is affine
+        x[1] = (
+            torch.linspace(-1.0, 2.0, d, dtype=torch.float64).cos() * 3.0
+        )  # a mixed probe, to see that the map is affine
         x[2 : 2 + d] = torch.eye(d, dtype=torch.float64)
 
         def probes(draw: int, t: float, s: float, like: torch.Tensor) -> torch.Tensor:

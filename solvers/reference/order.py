@@ -119,4 +119,5 @@ def exact_gain(S_t: torch.Tensor, S_s: torch.Tensor, r: float, level: float) -> 
     With S' = 2 a S + g^2 the rate a + (1 + l^2)/2 g^2/S integrates to (S_s/S_t)^((1 + l^2)/2) r^(l^2), r = alpha_t/alpha_s:
     the probability flow's sqrt(S_s/S_t) at l = 0, and at l = 1 the regression of x_s on x_t.
     """
-    return (S_s / S_t) ** ((1.0 + level**2) / 2.0) * r ** (level**2)
+    gain: torch.Tensor = (S_s / S_t) ** ((1.0 + level**2) / 2.0) * r ** (level**2)
+    return gain

@@ -1,0 +1,230 @@
+"""Backends: which one runs, forcing one, refusing what cannot run, and not waiting for a compiler."""
+
+import importlib.util
+import os
+import subprocess
+import sys
+import threading
+from typing import Any
+
+import pytest
+import torch
+
+from halfbridge.kernels import Noise, backend, combine, dispatch, normal, use
+
+HAS_NUMBA = importlib.util.find_spec("numba") is not None
+needs_numba = pytest.mark.skipif(not HAS_NUMBA, reason="numba is not installed")
+
+
+def run_python(code: str, **environment: str) -> str:
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=120, env={**os.environ, **environment}
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_every_row_of_the_table_names_a_function() -> None:
+    for kernel, name in dispatch.TABLE:
+        if name == "reference" or importlib.util.find_spec(name) is not None:
+            assert callable(dispatch.load(kernel, name))
+
+
+def test_every_kernel_has_a_reference() -> None:
+    assert {kernel for kernel, _ in dispatch.TABLE} == {k for k, name in dispatch.TABLE if name == "reference"}
+
+
+def test_default_is_the_fastest_installed() -> None:
+    assert backend() == ("numba" if HAS_NUMBA else "reference")
+    assert backend("cuda") == "reference"  # until Triton's kernels are in the table
+    assert backend(torch.device("meta")) == "reference"
+
+
+@needs_numba
+def test_use_nests_and_is_undone_after_an_error() -> None:
+    with use("reference"):
+        with use("numba"):
+            assert backend() == "numba"
+        assert backend() == "reference"
+        with pytest.raises(KeyError), use("numba"):
+            raise KeyError
+        assert backend() == "reference"
+    assert backend() == "numba"
+
+
+def test_use_holds_for_its_thread_only() -> None:
+    seen: list[str] = []
+    before = backend()
+    with use("reference"):
+        thread = threading.Thread(target=lambda: seen.append(backend()))
+        thread.start()
+        thread.join()
+    assert seen == [before]
+
+
+def test_unknown_backend_lists_the_known_ones() -> None:
+    with pytest.raises(ValueError, match=r"'cuda' is no backend; pass one of reference, numba, triton"), use("cuda"):
+        pass
+
+
+def test_triton_without_kernels_is_refused_naming_what_is_available() -> None:
+    with (
+        pytest.raises(RuntimeError, match=r"'triton': this backend has no kernels yet; available here: reference"),
+        use("triton"),
+    ):
+        pass
+
+
+def with_triton_row(monkeypatch: pytest.MonkeyPatch) -> None:
+    row = dispatch.Implementation("halfbridge.kernels.combine", "combine_reference", dtypes=(torch.float32,))
+    monkeypatch.setitem(dispatch.TABLE, ("combine", "triton"), row)
+    monkeypatch.setattr(dispatch, "found", lambda package: True)
+
+
+def test_a_new_row_serves_its_device_and_callers_do_not_change(monkeypatch: pytest.MonkeyPatch) -> None:
+    with_triton_row(monkeypatch)
+    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
+    assert backend("cuda") == "triton"
+    with use("triton"):
+        assert backend("cuda") == "triton"
+        with pytest.raises(RuntimeError, match="TRITON_INTERPRET=1"):
+            combine([torch.ones(1, 2)], [1.0])
+        monkeypatch.setenv("TRITON_INTERPRET", "1")
+        assert combine([torch.ones(1, 2)], [2.0]).tolist() == [[2.0, 2.0]]
+        assert normal((2, 2), 0).dtype == torch.float32  # triton lacks `normal`: its reference runs
+    monkeypatch.delitem(dispatch._loaded, ("combine", "triton"))
+
+
+@needs_numba
+def test_numba_is_refused_for_tensors_elsewhere() -> None:
+    with use("numba"), pytest.raises(RuntimeError, match="'numba' was forced but the tensors are on meta"):
+        combine([torch.ones(1, 2, device="meta")], [1.0])
+
+
+@needs_numba
+def test_a_dtype_that_numba_lacks_runs_the_reference_in_that_dtype() -> None:
+    with use("numba"):
+        compiled = normal((30, 5), 1, dtype=torch.float64)
+    with use("reference"):
+        assert torch.equal(compiled, normal((30, 5), 1, dtype=torch.float64))
+
+
+def test_not_installed_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(dispatch, "found", lambda package: False)
+    assert backend() == "reference"
+    with (
+        pytest.raises(RuntimeError, match="'numba': this backend is not installed; available here: reference"),
+        use("numba"),
+    ):
+        pass
+
+
+def test_a_package_that_fails_to_import_is_left_out_with_a_warning(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(kernel: str, name: str) -> Any:
+        if name == "numba":
+            raise ImportError("Numba needs NumPy 9.9 or less")
+        return original(kernel, name)
+
+    original = dispatch.load
+    monkeypatch.setattr(dispatch, "load", fail)
+    monkeypatch.setattr(dispatch, "found", lambda package: True)
+    monkeypatch.setattr(dispatch, "_broken", set())
+    monkeypatch.setattr(dispatch, "_loaded", {})
+    monkeypatch.setattr(dispatch, "_spent", {("normal", "numba"): 1 << 40})
+    with pytest.warns(RuntimeWarning, match=r"'numba' backend .* NumPy 9.9"):
+        assert normal((2, 2), 1).shape == (2, 2)
+    assert backend() == "reference"
+
+
+def test_importing_the_kernels_and_small_requests_load_no_compiler() -> None:
+    heavy = "{'numba', 'triton', 'scipy', 'llvmlite', 'matplotlib'}"
+    code = f"""
+import sys
+from halfbridge.kernels import *
+print({heavy} & set(sys.modules))
+x = normal((64, 64), 0)
+for draw in range(20):
+    x = combine([x, x], [0.5, 0.5], noise=Noise(1.0, 0, draw))
+print({{'numba', 'triton', 'llvmlite'}} & set(sys.modules))
+"""
+    assert run_python(code).split("\n")[:2] == ["set()", "set()"]
+
+
+@needs_numba
+def test_large_requests_and_much_eager_work_load_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    key = ("normal", "numba")
+    cost = dispatch.TABLE[key].load_cost
+    for elements in (cost, cost // 8, 1):
+        monkeypatch.setattr(dispatch, "_loaded", {})
+        monkeypatch.setattr(dispatch, "_spent", {})
+        eager = 0
+        while not dispatch.pays("normal", "numba", elements):
+            eager += 1
+        assert eager == -(-cost // (elements + dispatch.CALL_COST)) - 1
+    assert dispatch.TABLE[key].load_cost > 100 * dispatch.CALL_COST
+
+
+@needs_numba
+def test_threads_that_call_at_once_get_the_right_normals() -> None:
+    with use("reference"):
+        expected = [normal((3, 200_000), seed) for seed in range(4)]
+    results: list[Any] = [None] * 4
+
+    def work(seed: int) -> None:
+        with use("numba"):
+            results[seed] = normal((3, 200_000), seed)
+
+    threads = [threading.Thread(target=work, args=(seed,)) for seed in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert all(torch.equal(a, b) for a, b in zip(results, expected, strict=True))
+
+
+@needs_numba
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork on this platform")
+def test_a_forked_child_neither_hangs_nor_differs() -> None:
+    code = """
+import os, signal, torch
+from halfbridge.kernels import normal, use
+torch.set_num_threads(2)
+with use("numba"):
+    mine = normal((2, 400_000), 3)          # the pool of threads exists now
+    child = os.fork()
+    if child == 0:
+        signal.alarm(60)
+        same = mine.numpy().tobytes() == normal((2, 400_000), 3).numpy().tobytes()  # torch.equal hangs: OpenMP
+        os._exit(0 if same else 1)
+    print(os.waitpid(child, 0)[1])
+"""
+    assert run_python(code).strip() == "0"
+
+
+@needs_numba
+def test_a_folder_that_cannot_be_written_costs_the_cache_not_the_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
+    module = importlib.import_module("halfbridge.kernels.normal_numba")
+    tried: list[bool] = []
+
+    def build(fingerprint: str, cache: bool) -> Any:
+        tried.append(cache)
+        if cache:
+            raise RuntimeError("cannot cache function 'kernel': no locator available")
+        return kernel
+
+    kernel = module.load()
+    monkeypatch.setattr(module, "build", build)
+    monkeypatch.setattr(module, "_kernel", None)
+    assert module.load() is kernel
+    assert tried == [True, False]
+
+
+@needs_numba
+def test_the_cache_key_changes_with_the_files_compiled_in() -> None:
+    module = importlib.import_module("halfbridge.kernels.normal_numba")
+    keys = {module.build(text, cache=False).py_func.__closure__[0].cell_contents for text in ("one", "two")}
+    assert keys == {"one", "two"}
+
+
+def test_noise_is_a_plain_named_tuple() -> None:
+    assert Noise(0.5, 1, 2) == (0.5, 1, 2, 0)

@@ -1,0 +1,199 @@
+"""Networks, embeddings, the moving average, and the bridge from networks to fields."""
+
+import math
+
+import pytest
+import torch
+
+import halfbridge as hb
+from halfbridge.nets import EMA, MLP, Fourier, Sinusoidal, as_field
+
+STEPS = hb.DiscreteVP([0.1, 0.2, 0.3, 0.4])
+
+
+class Recorder(torch.nn.Module):
+    """Returns 2 x and keeps the labels that it was given."""
+
+    def forward(self, x, t):
+        self.labels = t
+        return 2.0 * x
+
+
+def trained(net, seed=0):
+    """`net` with every parameter random: an MLP's last layer starts at zero and would hide what comes before it."""
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for p in net.parameters():
+            p.copy_(torch.randn(p.shape, generator=generator, dtype=torch.float64) / math.sqrt(p.shape[-1]))
+    return net.eval()
+
+
+@pytest.mark.parametrize("shape", [3, (1, 8, 8)])
+@pytest.mark.parametrize("time", ["sinusoidal", "fourier"])
+def test_the_field_of_a_network_is_the_network_called_with_the_time_for_every_sample(shape, time):
+    net = trained(MLP(shape, hidden=16, depth=2, time=time))
+    x = torch.randn(5, *net.shape, generator=torch.Generator().manual_seed(1))
+    t = torch.full((5,), 0.3)
+    direct = net(x, t)
+    assert torch.equal(as_field(net, hb.VP()).evaluate(0.3, x), direct)
+    assert not torch.allclose(net(x, t + 0.1), direct, rtol=1e-3)
+
+
+@pytest.mark.parametrize("predicts", ["noise", "score", "data", "velocity"])
+def test_the_networks_prediction_is_read_as_what_it_predicts(predicts):
+    x = torch.ones(2, 3, dtype=torch.float64)
+    evaluation = as_field(Recorder(), hb.VP(), predicts)(0.5, x)
+    assert torch.equal(getattr(evaluation, predicts), 2.0 * x)
+
+
+def test_each_sample_keeps_its_own_time_and_events_do_not_mix():
+    net = trained(MLP(2, hidden=16, depth=2))
+    x = torch.randn(4, 2, generator=torch.Generator().manual_seed(2))
+    t = torch.tensor([0.1, 0.4, 0.7, 0.9])
+    rows = torch.cat([net(x[i : i + 1], t[i : i + 1]) for i in range(4)])
+    assert torch.allclose(net(x, t), rows, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "expected"),
+    [(torch.float64, torch.float64), (torch.float32, torch.float32), (torch.bfloat16, torch.float32)],
+)
+def test_the_label_is_in_the_states_dtype_and_in_float32_for_half_states(dtype, expected):
+    net = Recorder()
+    as_field(net, hb.VP()).evaluate(0.1, torch.zeros(3, 2, dtype=dtype))
+    assert net.labels.dtype == expected
+    assert net.labels.tolist() == [torch.tensor(0.1, dtype=expected).item()] * 3
+
+
+def test_a_discrete_process_counts_steps_from_one_and_its_network_from_zero():
+    net = Recorder()
+    for step in (1.0, 3.0, 2.5):
+        as_field(net, STEPS).evaluate(step, torch.zeros(2, 1))
+        assert net.labels.tolist() == [step - 1.0] * 2
+
+
+def test_labels_replaces_the_default_label():
+    net, process = Recorder(), hb.EDM()
+    as_field(net, process, labels=process.half_log_snr).evaluate(3.0, torch.zeros(2, 1, dtype=torch.float64))
+    assert net.labels.tolist() == pytest.approx([-math.log(3.0)] * 2, abs=1e-15)
+    as_field(net, STEPS, labels=lambda t: t).evaluate(3.0, torch.zeros(2, 1))
+    assert net.labels.tolist() == [3.0, 3.0]
+
+
+def test_a_network_with_learned_variances_is_refused_with_both_shapes():
+    field = as_field(lambda x, t: torch.cat([x, x], dim=1), hb.VP())
+    with pytest.raises(ValueError, match=r"(?s)\(2, 6, 4, 4\).*\(2, 3, 4, 4\).*learned variances"):
+        field.evaluate(0.5, torch.zeros(2, 3, 4, 4))
+
+
+def test_labels_of_the_wrong_length_are_refused():
+    field = as_field(Recorder(), hb.VP(), labels=lambda t: torch.zeros(3))
+    with pytest.raises(ValueError, match=r"\(3,\) for a batch of 2"):
+        field.evaluate(0.5, torch.zeros(2, 1))
+
+
+def test_sinusoidal_frequencies_fall_geometrically_from_the_scale():
+    label = torch.tensor([0.37], dtype=torch.float64)
+    out = Sinusoidal(6, scale=10.0, period=100.0)(label)[0]
+    angles = [3.7, 0.37, 0.037]
+    expected = [math.sin(a) for a in angles] + [math.cos(a) for a in angles]
+    assert out.tolist() == pytest.approx(expected, abs=1e-6)
+
+
+def test_fourier_frequencies_depend_on_the_seed_alone():
+    torch.manual_seed(0)
+    first = Fourier(8, seed=3)
+    state = torch.random.get_rng_state()
+    second = Fourier(8, seed=3)
+    assert torch.equal(first.frequencies, second.frequencies)
+    assert not torch.equal(first.frequencies, Fourier(8, seed=4).frequencies)
+    assert torch.equal(state, torch.random.get_rng_state())
+    label = torch.tensor([0.7])
+    assert torch.allclose(first(label)[0, :4], torch.sin(first.frequencies * 0.7))
+
+
+def test_an_untrained_mlp_returns_zero():
+    assert not MLP(3, hidden=8)(torch.ones(2, 3), torch.ones(2)).any()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"shape": ()}, "shape"),
+        ({"shape": (3, 0)}, "shape"),
+        ({"shape": 2, "hidden": 15}, "hidden = 15"),
+        ({"shape": 2, "depth": 0}, "depth = 0"),
+        ({"shape": 2, "time": "sinusodial"}, "'sinusodial'.*'sinusoidal', 'fourier'"),
+    ],
+)
+def test_an_mlp_refuses_bad_sizes(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        MLP(**arguments)
+
+
+def test_an_mlp_refuses_events_of_another_shape():
+    with pytest.raises(ValueError, match=r"x of shape \(2, 4\).*\(batch, 3\)"):
+        MLP(3)(torch.zeros(2, 4), torch.zeros(2))
+
+
+def averaged_after(values, decay, warmup):
+    """The value of an EMA of one number that starts at values[0] and sees values[1:]."""
+    net = torch.nn.Linear(1, 1, bias=False).double()
+    torch.nn.init.constant_(net.weight, values[0])
+    ema = EMA(net, decay, warmup=warmup)
+    for value in values[1:]:
+        torch.nn.init.constant_(net.weight, value)
+        ema.update()
+    return ema.model.weight.item()
+
+
+def test_without_warmup_the_average_is_the_exponential_sum_that_starts_at_the_initial_value():
+    values = [3.0, -1.0, 4.0, 1.0, -5.0, 9.0]
+    expected = 0.9**5 * values[0] + sum(0.1 * 0.9 ** (5 - k) * values[k] for k in range(1, 6))
+    assert averaged_after(values, 0.9, warmup=False) == pytest.approx(expected, rel=1e-14)
+
+
+def test_warmup_forgets_the_initial_value_like_its_product_of_decays():
+    gone = math.prod(k / (k + 9) for k in range(1, 11))
+    assert averaged_after([1.0] + [0.0] * 10, 0.999, warmup=True) == pytest.approx(gone, rel=1e-12)
+    assert gone == pytest.approx(1.0 / math.comb(19, 9), rel=1e-12)
+
+
+def test_warmup_ends_where_it_reaches_the_decay():
+    with_warmup = averaged_after([1.0] * 40 + [0.0] * 5, 0.5, warmup=True)
+    assert with_warmup == pytest.approx(0.5**5, rel=1e-14)
+
+
+def test_the_averaged_copy_has_its_own_memory_no_gradients_and_follows_buffers():
+    net = torch.nn.Sequential(torch.nn.Linear(2, 2), torch.nn.BatchNorm1d(2)).train()
+    ema = EMA(net, 0.9)
+    net(torch.randn(8, 2, generator=torch.Generator().manual_seed(0)))
+    ema.update()
+    assert torch.equal(ema.model[1].running_mean, net[1].running_mean)
+    assert ema.model[1].num_batches_tracked == 1
+    assert not any(p.requires_grad for p in ema.model.parameters())
+    assert not ema.model.training
+    assert net.training
+    assert ema.model[0].weight.data_ptr() != net[0].weight.data_ptr()
+
+
+def test_an_ema_goes_on_from_its_state_to_the_last_bit():
+    net = torch.nn.Linear(3, 3)
+
+    def go_on(ema, steps):
+        for k in steps:
+            torch.nn.init.constant_(net.weight, math.sin(k))
+            ema.update()
+
+    whole, first, second = EMA(net, 0.99), EMA(net, 0.99), EMA(net, 0.99)
+    go_on(whole, range(10))
+    go_on(first, range(4))
+    second.load_state_dict(first.state_dict())
+    go_on(second, range(4, 10))
+    assert torch.equal(whole.model.weight, second.model.weight)
+
+
+@pytest.mark.parametrize("decay", [-0.1, 1.0, math.nan])
+def test_an_ema_refuses_a_decay_outside_zero_to_one(decay):
+    with pytest.raises(ValueError, match="decay"):
+        EMA(torch.nn.Linear(1, 1), decay)
