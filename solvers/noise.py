@@ -36,7 +36,8 @@ def check_first(first: Any) -> None:
 
 
 class Normals:
-    """The normals of a run on states like `x`: `fused` for the kernels that make their own, `tensor` for the rest."""
+    """The normals of a run on states like `x`: `block` holds those made beforehand, by index; of the others, `fused` is for
+    the kernels that make their own and `tensor` for the rest."""
 
     def __init__(self, seed: Any, first: int, x: torch.Tensor, draws: Sequence[Draw] = ()) -> None:
         check_seed(seed)
@@ -44,22 +45,22 @@ class Normals:
         if draws and seed is None:
             raise ValueError(f"seed = None, but the run draws {len(draws)} normals; pass an int or a noise object")
         self.seed, self.first, self.x = seed, first, x
-        self._block: dict[int, torch.Tensor] = {}
+        self.block: dict[int, torch.Tensor] = {}
         small = x.numel() * len(draws) <= BLOCK and x.dtype in (torch.float32, torch.float64)
         if draws and not callable(seed) and small:
             indices = [draw.index for draw in draws]
             block = normal_block(tuple(x.shape), seed, indices, first=first, dtype=x.dtype, device=x.device)
-            self._block = dict(zip(indices, block.unbind(0), strict=True))
+            self.block = dict(zip(indices, block.unbind(0), strict=True))
 
     def fused(self, draw: Draw, scale: float = 1.0) -> Noise | None:
         """The normal as the kernels' own argument; None where it exists as a tensor already."""
-        if callable(self.seed) or draw.index in self._block:
+        if callable(self.seed) or draw.index in self.block:
             return None
         return Noise(scale, self.seed, draw.index, self.first)
 
     def tensor(self, draw: Draw, shape: Sequence[int] | None = None) -> torch.Tensor:
-        if shape is None and draw.index in self._block:
-            return self._block[draw.index]
+        if shape is None and draw.index in self.block:
+            return self.block[draw.index]
         like = self.x if shape is None else self.x.new_empty(tuple(shape))
         return _made(self.seed, draw, like, self.first)
 

@@ -77,6 +77,12 @@ class Plan:
         found = {draw.index: draw for step in self.steps for draw in step.draws}
         return tuple(found[k] for k in sorted(found))
 
+    def draws_from(self, step: int) -> tuple[Draw, ...]:
+        """The normals of the run from step `step` on."""
+        if step == 0:
+            return self.draws
+        return tuple(draw for later in self.steps[step:] for draw in later.draws)
+
     @cached_property
     def program(self) -> Program:
         return lower(self.steps)

@@ -52,7 +52,7 @@ def execute(
     check_state(state.x)
     program, begin = plan.program, state.step
     x = state.x if begin == 0 else state.x.clone()
-    normals = Normals(seed, first, x, [d for step in plan.steps[begin:] for d in step.draws])
+    normals = Normals(seed, first, x, plan.draws_from(begin))
     registers: list[Any] = [None] * program.registers
     if begin < len(plan.steps):
         registers[program.inputs[begin]] = x
@@ -84,6 +84,10 @@ def execute(
                 buffer = registers[reuse] if in_place else None
                 if draw is None:
                     value = combine(gather(registers), coefficients, None, buffer)
+                elif draw.index in normals.block:
+                    value = combine(
+                        (*gather(registers), normals.block[draw.index]), (*coefficients, scale), None, buffer
+                    )
                 else:
                     value = _noisy(combine, gather(registers), coefficients, draw, scale, normals, buffer)
             else:

@@ -89,6 +89,7 @@ def test_gradients_flow_to_times_and_levels(exact):
     inverses = []
     for q in (p, exact):
         level = torch.tensor([2.0, 0.0], dtype=torch.float64, requires_grad=True)
+        torch.testing.assert_close(q.half_log_snr(q.time_at(level)), level, rtol=1e-12, atol=1e-12)
         inverses.append(torch.autograd.grad(q.time_at(level).sum(), level)[0])
     torch.testing.assert_close(inverses[0], inverses[1], rtol=1e-10, atol=0)
 

@@ -160,6 +160,14 @@ def test_transition_across_the_whole_range_and_from_the_data(p, reference):
         assert v == pytest.approx(p.sigma(t) ** 2, rel=1e-13)
 
 
+def test_cosine_transition_keeps_its_digits_next_to_its_singular_end():
+    p, s, t = CosineVP(), 0.99999, 0.999995
+    alpha, sigma = cosine(p)
+    r = alpha(mpf(t)) / alpha(mpf(s))
+    assert abs(p.transition(s, t)[0] / r - 1) < 1e-13
+    assert abs(p.transition(s, t)[1] / (sigma(mpf(t)) ** 2 - r**2 * sigma(mpf(s)) ** 2) - 1) < 1e-13
+
+
 @every_process
 def test_general_transition_formula_agrees_with_the_closed_form(p, reference):
     """The default of `Process`, which LinearProcess uses, away from where it loses digits."""
@@ -245,3 +253,12 @@ def test_discrete_chain_has_the_products_of_one_minus_beta_at_its_steps():
     for k, piece in [(0.0, 0), (0.5, 0), (1.0, 0), (1.0 + 1e-12, 1), (2.0, 1), (3.0, 2)]:
         assert p.drift_rate(k) == pytest.approx(math.log(1 - betas[piece]) / 2, rel=1e-15)
     assert p.transition(1, 2) == pytest.approx((math.sqrt(0.75), 0.25), rel=1e-15)
+
+
+@both
+def test_discrete_chain_rounds_a_level_just_past_its_end_to_T_and_refuses_others(on):
+    for p in (DiscreteVP([0.1, 0.25]), DiscreteVP([0.3, 0.999, 0.9999])):
+        last = p.half_log_snr(p.T)
+        assert on(p.time_at)(last - 1e-9) == p.T
+        with pytest.raises(ValueError, match="below"):
+            on(p.time_at)(last - 2e-6 * max(1, abs(last)))

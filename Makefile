@@ -1,0 +1,65 @@
+# `make demo` and `make test` need only python3, pip, make and g++: they make a virtual environment the first time.
+# VENV=folder uses another one, EDITABLE= installs a copy in place of a link to the source, and
+# PIP_FLAGS=... goes to pip (a machine that must not fetch CUDA builds of torch names its CPU index there).
+
+PYTHON    ?= python3
+VENV      ?= .venv
+EDITABLE  ?= -e
+PIP_FLAGS ?=
+DEMO_ARGS ?=
+TEST_ARGS ?=
+
+BIN     := $(VENV)/bin
+SOURCES := kernels nets solvers training
+
+.PHONY: help demo test lint bench setup clean
+
+help:
+	@echo 'make demo   sample 8x8 digits with every core solver; tables and pictures in out/demo'
+	@echo 'make test   run the tests          (TEST_ARGS="-k heun" to choose)'
+	@echo 'make lint   ruff, and mypy --strict over the package'
+	@echo 'make bench  run benchmarks/bench_*.py'
+	@echo 'make setup  install all that developing needs in $(VENV)'
+	@echo 'make clean  remove what the other targets made, except $(VENV)'
+
+demo: $(VENV)/installed-demo
+	$(BIN)/python -m halfbridge demo --out out/demo $(DEMO_ARGS)
+
+test: $(VENV)/installed-test
+	$(BIN)/python -m pytest $(TEST_ARGS)
+
+# mypy does not follow setuptools' editable finder, so it reads a tree of links shaped like the installed package.
+lint: $(VENV)/installed-dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	rm -rf build/typed && mkdir -p build/typed/halfbridge
+	ln -s $(CURDIR)/package/* $(addprefix $(CURDIR)/,$(SOURCES)) build/typed/halfbridge/
+	MYPYPATH=build/typed $(BIN)/python -m mypy -p halfbridge
+
+bench: $(VENV)/installed-test
+	@for file in benchmarks/bench_*.py; do echo "$$file"; $(BIN)/python "$$file" || exit 1; done
+
+setup: $(VENV)/installed-dev
+
+clean:
+	rm -rf build dist out *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	find . -path ./$(VENV) -prune -o -type d -name __pycache__ -exec rm -rf {} +
+
+$(BIN)/python:
+	$(PYTHON) -m venv $(VENV) || { rm -f $(BIN)/python; echo "make: no $(VENV): install Python's venv module (Debian: python3-venv)"; exit 1; }
+
+# One stamp per set of extras; a larger set stamps the smaller ones that it contains (dev > test > demo).
+PINNED = $(BIN)/python -m pip install --quiet --disable-pip-version-check $(PIP_FLAGS) -c constraints.txt
+INPUTS = setup.py pyproject.toml constraints.txt
+
+$(VENV)/installed-demo: $(INPUTS) | $(BIN)/python
+	$(PINNED) $(EDITABLE) '.[demo,fast]'
+	@touch $(VENV)/installed-demo
+
+$(VENV)/installed-test: $(INPUTS) | $(BIN)/python
+	$(PINNED) $(EDITABLE) '.[test]'
+	@touch $(VENV)/installed-demo $(VENV)/installed-test
+
+$(VENV)/installed-dev: $(INPUTS) | $(BIN)/python
+	$(PINNED) $(EDITABLE) '.[dev]'
+	@touch $(VENV)/installed-demo $(VENV)/installed-test $(VENV)/installed-dev

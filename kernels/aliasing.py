@@ -1,0 +1,36 @@
+"""Do two tensors share memory? Asked before an output is written while inputs are still to be read."""
+
+from torch import Tensor
+
+
+def extent(t: Tensor) -> tuple[int, int]:
+    """First byte and the byte after the last that the elements of `t` span; equal where `t` is empty."""
+    start = t.data_ptr()
+    if t.numel() == 0 or t.is_contiguous():
+        return start, start + t.nbytes
+    last = sum((size - 1) * stride for size, stride in zip(t.shape, t.stride(), strict=True))
+    return start, start + (last + 1) * t.element_size()
+
+
+def same_elements(a: Tensor, b: Tensor) -> bool:
+    """The same elements in the same places: reading b[i] before writing a[i] is then safe element by element."""
+    return a is b or (
+        a.data_ptr() == b.data_ptr() and a.shape == b.shape and a.stride() == b.stride() and a.dtype == b.dtype
+    )
+
+
+def may_overlap(a: Tensor, b: Tensor) -> bool:
+    """Whether the spans meet. Interleaved views (x[::2], x[1::2]) count as overlapping: safe, and costs a copy."""
+    (a_start, a_end), (b_start, b_end) = extent(a), extent(b)
+    return a.device == b.device and a_start < b_end and b_start < a_end
+
+
+def check_writable(out: Tensor) -> None:
+    """Refuse an output in which two indices name one element (an expanded tensor)."""
+    if out.is_contiguous():
+        return
+    for axis, (size, stride) in enumerate(zip(out.shape, out.stride(), strict=True)):
+        if size > 1 and stride == 0:
+            raise ValueError(
+                f"`out` of shape {tuple(out.shape)} repeats one element along axis {axis}; pass out.contiguous()"
+            )

@@ -1,0 +1,7 @@
+"""`python -m halfbridge`."""
+
+import sys
+
+from halfbridge.cli import main
+
+sys.exit(main())

@@ -1,0 +1,102 @@
+"""Denoising score matching for the four parametrisations."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+
+from halfbridge.nets.adapter import Labels, Network, default_labels, network_labels
+from halfbridge.solvers.field import PREDICTIONS
+from halfbridge.solvers.processes import Process
+
+__all__ = ["WEIGHTINGS", "Weighting", "denoising_loss", "noise_weight", "target", "to_noise_error"]
+
+Weighting = str | Callable[[torch.Tensor], torch.Tensor]
+
+WEIGHTINGS: dict[str, Callable[[Process, torch.Tensor], torch.Tensor]] = {
+    "simple": lambda process, t: torch.ones_like(t),
+    "likelihood": lambda process, t: (process.diffusion(t) / process.sigma(t)) ** 2,
+    "uniform": lambda process, t: process.sigma(t) ** -2,
+}
+"""Weights on the squared error of the noise. As weights on the score's they are sigma^2, g^2 and 1 (Song et al.
+2021)."""
+
+
+def noise_weight(weighting: Weighting, process: Process, t: torch.Tensor) -> torch.Tensor:
+    """The weight of |noise error|^2 at the times t: a name of WEIGHTINGS, or a function of t that returns it."""
+    if callable(weighting):
+        return weighting(t)
+    if weighting not in WEIGHTINGS:
+        raise ValueError(
+            f"weighting = {weighting!r} is not one of {', '.join(map(repr, WEIGHTINGS))}; pass one, or a function of t"
+        )
+    return WEIGHTINGS[weighting](process, t)
+
+
+def to_noise_error(predicts: str, alpha: torch.Tensor, sigma: torch.Tensor) -> torch.Tensor:
+    """|noise error| per |prediction error| at equal x_t: 1, sigma, alpha / sigma or alpha / (alpha^2 + sigma^2)."""
+    match predicts:
+        case "noise":
+            return torch.ones_like(sigma)
+        case "score":
+            return sigma
+        case "data":
+            return alpha / sigma
+        case "velocity":
+            return alpha / (alpha**2 + sigma**2)
+    raise ValueError(f"predicts = {predicts!r} is not one of {', '.join(map(repr, PREDICTIONS))}")
+
+
+def target(predicts: str, alpha: torch.Tensor, sigma: torch.Tensor, x0: torch.Tensor, z: torch.Tensor) -> torch.Tensor:
+    """The unbiased target: z, -z / sigma, x0 or alpha z - sigma x0; its mean given x_t is what the field is."""
+    match predicts:
+        case "noise":
+            return z
+        case "score":
+            return -z / sigma
+        case "data":
+            return x0
+        case "velocity":
+            return alpha * z - sigma * x0
+    raise ValueError(f"predicts = {predicts!r} is not one of {', '.join(map(repr, PREDICTIONS))}")
+
+
+def denoising_loss(
+    net: Network,
+    process: Process,
+    x0: torch.Tensor,
+    t: torch.Tensor,
+    z: torch.Tensor,
+    *,
+    predicts: str = "noise",
+    weighting: Weighting = "simple",
+    labels: Labels | None = None,
+) -> torch.Tensor:
+    """w(t) |noise error|^2 / d for each sample: denoising score matching (Vincent 2011; Song et al. 2021, eq. 7).
+
+    With x_t = alpha x0 + sigma z, the network's output is compared with its own target (z, the conditional score, x0 or
+    the velocity), and the squared error is weighted so that the loss is the same number for all four ways of stating
+    one prediction. Its minimiser is the conditional mean of the target, whatever the weight.
+
+    net: net(x_t, labels(t)) -> like x_t. x0, z: (batch, *shape), z standard normal. t: (batch,) times, computed with in
+    float64. labels: as in `nets.as_field`.
+    weighting: "simple" (1 on the noise, sigma^2 on the score), "likelihood" (g^2 on the score: half of its integral
+    over t is the KL rate), "uniform" (1 on the score), or a function from the float64 times to the weight of the noise
+    error. Returns (batch,), in x0's dtype: take `.mean()`, or weight by 1 / p(t) for times drawn from another density.
+    """
+    if t.shape != x0.shape[:1]:
+        raise ValueError(f"t has shape {tuple(t.shape)}; give one time for each of the {x0.shape[0]} samples of x0")
+    t = t.double()
+    alpha, sigma = process.alpha(t), process.sigma(t)
+    scale = noise_weight(weighting, process, t) * to_noise_error(predicts, alpha, sigma) ** 2
+
+    def like(c: torch.Tensor) -> torch.Tensor:
+        return c.to(x0.dtype).view(-1, *[1] * (x0.ndim - 1))
+
+    x_t = process.perturb(t, x0, z)
+    out = net(x_t, network_labels(default_labels(process) if labels is None else labels, t, x0))
+    if out.shape != x0.shape:
+        raise ValueError(f"the network returned shape {tuple(out.shape)} for x of shape {tuple(x0.shape)}")
+    error = out - target(predicts, like(alpha), like(sigma), x0, z)
+    return scale.to(x0.dtype) * error.flatten(1).square().mean(dim=1)
