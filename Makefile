@@ -18,7 +18,7 @@ help:
 	@echo 'make demo   sample 8x8 digits with every core solver; tables and pictures in out/demo'
 	@echo 'make test   run the tests          (TEST_ARGS="-k heun" to choose)'
 	@echo 'make lint   ruff, and mypy --strict over the package'
-	@echo 'make bench  run benchmarks/bench_*.py'
+	@echo 'make bench  time plans and kernels against their peers, as ratios'
 	@echo 'make setup  install all that developing needs in $(VENV)'
 	@echo 'make clean  remove what the other targets made, except $(VENV)'
 
@@ -37,7 +37,9 @@ lint: $(VENV)/installed-dev
 	MYPYPATH=build/typed $(BIN)/python -m mypy -p halfbridge
 
 bench: $(VENV)/installed-test
-	@for file in benchmarks/bench_*.py; do echo "$$file"; $(BIN)/python "$$file" || exit 1; done
+	$(BIN)/python -m benchmarks.plan
+	$(BIN)/python -m benchmarks.normal
+	$(BIN)/python -m benchmarks.combine
 
 setup: $(VENV)/installed-dev
 

@@ -108,6 +108,13 @@ def test_an_error_is_one_line_that_names_the_trouble(capsys, arguments, message)
     assert err.endswith("\n")
 
 
+def test_an_error_of_several_lines_is_put_on_one(capsys, tmp_path, monkeypatch):
+    (tmp_path / "two_lines.py").write_text("raise ValueError('first\\nsecond')")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    assert run(capsys, "certify", "two_lines:X") == (2, "", "halfbridge: error: first second\n")
+
+
 def test_a_demo_that_cannot_write_says_so(capsys, tmp_path):
     file = tmp_path / "taken"
     file.write_text("")

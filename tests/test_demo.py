@@ -13,7 +13,9 @@ from matplotlib.image import imread
 
 from halfbridge.demo import Settings, run
 from halfbridge.demo.methods import METHODS
+from halfbridge.demo.targets import PROCESS, exact_target
 from halfbridge.demo.trial import energy_distance, rms
+from halfbridge.training.data import digits
 
 SMALL = Settings(
     images=150,
@@ -49,6 +51,23 @@ def test_the_flow_solvers_converge_to_the_exact_flow_at_their_orders(demo):
         assert errors == sorted(errors, reverse=True), name
         assert math.log2(errors[-2] / errors[-1]) > order - 0.5, name
         assert errors[-1] > 2.0 * demo[1][0].reference_error / math.sqrt(SMALL.starts), name
+
+
+def test_the_tables_errors_are_from_the_exact_flow(demo):
+    for name in ("DDIM", "DPM-Solver-2", "DPM-Solver++(2M)", "Heun"):
+        first, second = (cell.error for cell in demo[1][0].cells[name][1:])
+        assert second < first, name
+        assert second < 0.2, name
+        assert demo[1][0].cells[name][2].median <= second, name
+
+
+def test_the_exact_law_is_the_digits_with_the_kernels_and_the_noise_of_the_last_time():
+    target = exact_target(SMALL, seed=0)
+    rows = digits(dtype=torch.float64).images[: SMALL.images].flatten(1)
+    spread = torch.cov(rows.T, correction=0) + SMALL.bandwidth**2 * torch.eye(64, dtype=torch.float64)
+    alpha, sigma = PROCESS.alpha(PROCESS.t_min), PROCESS.sigma(PROCESS.t_min)
+    expected = alpha**2 * spread + sigma**2 * torch.eye(64, dtype=torch.float64)
+    torch.testing.assert_close(target.law.cov, expected, rtol=1e-10, atol=1e-12)
 
 
 def test_ddim_and_dpm_solver_1_are_one_method(demo):
