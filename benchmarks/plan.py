@@ -15,6 +15,7 @@ from torch import Tensor
 
 import halfbridge as hb
 from benchmarks.pairs import interleaved, provenance
+from halfbridge.kernels.dispatch import available
 from halfbridge.solvers.algebra import Evaluate
 
 ALLOWED = 1e-4
@@ -46,10 +47,11 @@ def dpm_3(x: Tensor, rows: Rows) -> Tensor:
     return x
 
 
-LOOPS: tuple[tuple[hb.Solver, Callable[[Tensor, Rows], Tensor]], ...] = (
-    (hb.DDIM(), ddim),
-    (hb.DPMSolver(3), dpm_3),
-    (hb.Ancestral(), ancestral),
+LOOPS: tuple[tuple[str, hb.Solver, Callable[[Tensor, Rows], Tensor]], ...] = (
+    ("DDIM", hb.DDIM(), ddim),
+    ("DPM-Solver-3", hb.DPMSolver(3), dpm_3),
+    ("Ancestral", hb.Ancestral(), ancestral),
+    ("  with numba", hb.Ancestral(), ancestral),  # which a process loads after a few hundred small runs
 )
 
 
@@ -85,7 +87,12 @@ def main() -> None:
     x = torch.tensor([[0.3, -0.2]])
     print(f"{'solver':12s}{'plan us':>10s} {'loop us':>10s}    ratio  [20 %, 80 %]   difference   planning us")
     with torch.no_grad():
-        for solver, loop in LOOPS:
+        for name, solver, loop in LOOPS:
+            if name.endswith("numba"):
+                if "numba" not in available():
+                    continue
+                with hb.kernels.use("numba"):
+                    hb.kernels.normal((1, 2), 0)
             plan = hb.plan(solver, process, grid)
             rows, seed = coefficients(plan), 0 if plan.draws else None
             gap = float((plan.run(field, x, seed) - loop(x, rows)).abs().max())
@@ -98,7 +105,7 @@ def main() -> None:
             ours, peer = (1e3 * times[1] / arguments.steps for times in (pair.ours, pair.peer))
             low, middle, high = pair.ratio
             print(
-                f"{type(solver).__name__:12s}{ours:10.2f} {peer:10.2f} {middle:8.2f}  [{low:.2f}, {high:.2f}]   "
+                f"{name:12s}{ours:10.2f} {peer:10.2f} {middle:8.2f}  [{low:.2f}, {high:.2f}]   "
                 f"{'random' if plan.draws else f'{gap:.1e}':>10s} {planning:13.1f}"
             )
 
