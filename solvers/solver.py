@@ -39,6 +39,9 @@ class Solver(ABC):
     integrates: tuple[type, ...] = (Field, SDE, ODE)
     stochasticity: float | None = None
 
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}()"
+
     @abstractmethod
     def step(self, field: Any, x: Any, t: float, s: float, draw: Callable[..., Any]) -> Any:
         """The state at time s from the state x at time t; `draw()` is a fresh standard normal vector."""

@@ -6,29 +6,11 @@ from fractions import Fraction
 import numpy as np
 import pytest
 import torch
+from gaussians import F64, by_name, by_view, tensor
 
 from halfbridge.kernels import normal
-from halfbridge.solvers.processes import EDM, OU, VE, VP, Brownian, CosineVP, DiscreteVP, SubVP
+from halfbridge.solvers.processes import EDM, VP
 from halfbridge.solvers.reference.gaussian import Gaussian
-
-F64 = torch.float64
-PROCESSES = [
-    VP(),
-    CosineVP(),
-    SubVP(),
-    VE(),
-    EDM(),
-    OU(theta=0.7, g=1.3),
-    Brownian(g=0.8),
-    DiscreteVP(np.linspace(1e-4, 0.02, 1000)),
-]
-VIEWS = ("noise", "score", "data", "velocity")
-by_name = pytest.mark.parametrize("process", PROCESSES, ids=lambda p: type(p).__name__)
-by_view = pytest.mark.parametrize("predicts", VIEWS)
-
-
-def tensor(values):
-    return torch.tensor(values, dtype=F64)
 
 
 def covariance(d, seed, floor=0.05):

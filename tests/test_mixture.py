@@ -5,39 +5,12 @@ import math
 import numpy as np
 import pytest
 import torch
+from gaussians import F64, VIEWS, by_name, by_view, covariances, random, tensor
 
-from halfbridge.solvers.processes import EDM, OU, VE, VP, Brownian, CosineVP, DiscreteVP, SubVP
+from halfbridge.solvers.processes import EDM, OU, VE, VP
 from halfbridge.solvers.reference import posterior
 from halfbridge.solvers.reference.gaussian import Gaussian
 from halfbridge.solvers.reference.mixture import GaussianMixture
-
-F64 = torch.float64
-PROCESSES = [
-    VP(),
-    CosineVP(),
-    SubVP(),
-    VE(),
-    EDM(),
-    OU(theta=0.7, g=1.3),
-    Brownian(g=0.8),
-    DiscreteVP(np.linspace(1e-4, 0.02, 1000)),
-]
-VIEWS = ("noise", "score", "data", "velocity")
-by_name = pytest.mark.parametrize("process", PROCESSES, ids=lambda p: type(p).__name__)
-by_view = pytest.mark.parametrize("predicts", VIEWS)
-
-
-def tensor(values):
-    return torch.tensor(values, dtype=F64)
-
-
-def random(*shape, seed=0):
-    return torch.randn(*shape, dtype=F64, generator=torch.Generator().manual_seed(seed))
-
-
-def covariances(k, d, seed=0):
-    a = random(k, d, d, seed=seed)
-    return a @ a.mT / d + 0.05 * torch.eye(d, dtype=F64)
 
 
 def times(process):

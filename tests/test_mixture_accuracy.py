@@ -5,27 +5,12 @@ import math
 import numpy as np
 import pytest
 import torch
+from gaussians import F64, VIEWS, covariances, random, tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from halfbridge.solvers.processes import EDM, VP
 from halfbridge.solvers.reference import posterior
 from halfbridge.solvers.reference.mixture import GaussianMixture
-
-F64 = torch.float64
-VIEWS = ("noise", "score", "data", "velocity")
-
-
-def tensor(values):
-    return torch.tensor(values, dtype=F64)
-
-
-def random(*shape, seed=0):
-    return torch.randn(*shape, dtype=F64, generator=torch.Generator().manual_seed(seed))
-
-
-def covariances(k, d, seed=0):
-    a = random(k, d, d, seed=seed)
-    return a @ a.mT / d + 0.05 * torch.eye(d, dtype=F64)
 
 
 def explicit(means, variances, sigma, x):

@@ -5,26 +5,11 @@ import math
 import numpy as np
 import pytest
 import torch
+from gaussians import F64, covariances, random, tensor
 
 from halfbridge.kernels.philox import sample_words, words
 from halfbridge.solvers.processes import EDM, VP, SubVP
 from halfbridge.solvers.reference.mixture import GaussianMixture
-
-F64 = torch.float64
-
-
-def tensor(values):
-    return torch.tensor(values, dtype=F64)
-
-
-def random(*shape, seed=0):
-    return torch.randn(*shape, dtype=F64, generator=torch.Generator().manual_seed(seed))
-
-
-def covariances(k, d, seed=0):
-    a = random(k, d, d, seed=seed)
-    return a @ a.mT / d + 0.05 * torch.eye(d, dtype=F64)
-
 
 WEIGHTS, MEANS = tensor([0.2, 0.5, 0.3]), 1.5 * random(3, 2, seed=1)
 LINE = tensor([[1.0, 2], [2, 4]])

@@ -97,8 +97,8 @@ def certify(
 ) -> Certificate:
     """Measure the order of `solver` and compare it with the one it declares (at least that, less 0.15, everywhere).
 
-    On every process: the whole law on a correlated Gaussian, exactly. For deterministic solvers also two problems without
-    a Gaussian: prescribed data predictions lambda^k, k up to the order, whose flow is elementary, and a two-dimensional
+    On every process: the whole law on a correlated Gaussian, exactly. For deterministic solvers also two kinds of problem
+    without a Gaussian: prescribed data predictions lambda^k, k up to the order, whose flow is elementary, and a two-dimensional
     mixture, against scipy's DOP853. Takes seconds.
     Last, on constant predictions, whose trajectories are known, inner stages must lie where the step's own exactness says.
     Raises NotLinear if the step is not a linear combination of vectors, ValueError for a step sized by norms: such schemes
@@ -116,7 +116,7 @@ def certify(
     if not p.draws:
         problems += [
             (f"{_name(first)}, data = lambda^{k}", partial(_prescribed_error, solver, first, k, grid))
-            for k in range(1, solver.order + 1)
+            for k in range(1, math.ceil(solver.order) + 1)
         ]
         problems += [(f"{_name(q)}, mixture flow", _flow_error(solver, q, grid)) for q in (first, last)]
         stages = misplaced_stages(solver, first, grid(first, 8))
