@@ -96,6 +96,19 @@ def test_a_continued_run_counts_only_its_own_evaluations():
     assert hb.solve(FIELD, hb.DPMSolver(3), states[3], grid=GRID).nfe == 6
 
 
+def test_a_continued_run_saves_from_where_it_begins():
+    states = []
+    x = torch.ones(1, 2, dtype=torch.float64)
+    full = hb.solve(FIELD, hb.DDIM(), x, grid=GRID, save="all", callback=states.append)
+    rest = hb.solve(FIELD, hb.DDIM(), states[2], grid=GRID, save="all")
+    assert np.array_equal(rest.times, GRID[3:])
+    assert torch.equal(rest.trajectory, full.trajectory[3:])
+    ended = hb.solve(FIELD, hb.DDIM(), states[-1], grid=GRID, save="all")
+    assert torch.equal(ended.trajectory, full.trajectory[-1:])
+    with pytest.raises(ValueError, match="before step 3"):
+        hb.solve(FIELD, hb.DDIM(), states[2], grid=GRID, save=[GRID[1]])
+
+
 @pytest.mark.parametrize("solver", SOLVERS, ids=repr)
 def test_saving_does_not_change_the_run_and_saves_what_it_says(solver):
     x = hb.kernels.normal((3, 2), 8)
