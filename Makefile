@@ -1,4 +1,4 @@
-# `make demo` and `make test` need only python3, pip, make and g++: they make a virtual environment the first time.
+# `make demo` and `make test` need only python3, pip and make: they make a virtual environment the first time.
 # VENV=folder uses another one, EDITABLE= installs a copy in place of a link to the source, and
 # PIP_FLAGS=... goes to pip (a machine that must not fetch CUDA builds of torch names its CPU index there).
 

@@ -50,15 +50,38 @@ def as_field(net: Network, process: Process, predicts: str = "noise", *, labels:
     labels: from time to the network's label, a function of a float; default: see `default_labels`. A network that was
     trained on the log-SNR takes `labels=process.half_log_snr`.
 
-    Raises FieldOutputError, a ValueError, when the network's output has another shape, dtype or device than x.
+    Raises FieldOutputError, a ValueError, when the network's output has another shape, dtype or device than x, and
+    ValueError when a module fails on a state of a dtype that none of its floating parameters has.
     """
     if not callable(net):
         raise TypeError(f"net must be callable as net(x, t), got {type(net).__name__}")
     to_label = default_labels(process) if labels is None else labels
 
     def field(t: float, x: torch.Tensor) -> torch.Tensor:
-        out = net(x, network_labels(to_label, t, x))
+        label = network_labels(to_label, t, x)
+        try:
+            out = net(x, label)
+        except RuntimeError as error:
+            _explain_dtype(net, x, error)
+            raise
         check_output(out, x, t, " (from the network)")
         return out
 
     return Field(process, field, predicts)
+
+
+def _explain_dtype(net: Network, x: torch.Tensor, error: RuntimeError) -> None:
+    """Raise ValueError in place of torch's error on types where the network's dtype is not the state's.
+
+    Asked only after a failure: a module may cast its input itself, or run under autocast, and then a difference is fine.
+    """
+    if not isinstance(net, torch.nn.Module) or "type" not in str(error):
+        return
+    dtypes = {p.dtype for p in net.parameters() if p.is_floating_point()}
+    if not dtypes or x.dtype in dtypes:
+        return
+    names = sorted(map(str, dtypes))
+    raise ValueError(
+        f"the state is {x.dtype} and the network {type(net).__name__} is {' and '.join(names)}; convert one: "
+        f"x.to({names[0]}) or net.to({x.dtype})"
+    ) from error

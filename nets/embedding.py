@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import torch
 
@@ -15,7 +16,27 @@ def _check_features(features: int) -> int:
     return features // 2
 
 
-class Sinusoidal(torch.nn.Module):
+class _Frequencies(torch.nn.Module):
+    """Holds `frequencies`, which move with the module but stay float32: rounded to half precision they would shift every
+    label that a float32 network was trained on."""
+
+    frequencies: torch.Tensor
+
+    def _hold(self, frequencies: torch.Tensor) -> None:
+        self.register_buffer("frequencies", frequencies)
+
+    def _apply(self, fn: Callable[[torch.Tensor], torch.Tensor], recurse: bool = True) -> _Frequencies:
+        exact = self.frequencies
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        self.frequencies = exact.to(self.frequencies.device)
+        return self
+
+    def forward(self, label: torch.Tensor) -> torch.Tensor:
+        angle = label[:, None] * self.frequencies.to(label.dtype)
+        return torch.cat([angle.sin(), angle.cos()], dim=1)
+
+
+class Sinusoidal(_Frequencies):
     """[sin(w_k s), cos(w_k s)] with s = scale * label and w_k = period^(-k / (K - 1)), K = features / 2.
 
     Vaswani et al. 2017, as DDPM (Ho et al. 2020) uses it on step indices, with scale = 1. The default suits labels of
@@ -28,18 +49,13 @@ class Sinusoidal(torch.nn.Module):
         half = _check_features(features)
         self.features, self.scale, self.period = features, scale, period
         powers = [-k / max(half - 1, 1) for k in range(half)]
-        self.frequencies: torch.Tensor
-        self.register_buffer("frequencies", torch.tensor([scale * period**p for p in powers], dtype=torch.float32))
-
-    def forward(self, label: torch.Tensor) -> torch.Tensor:
-        angle = label[:, None] * self.frequencies.to(label.dtype)
-        return torch.cat([angle.sin(), angle.cos()], dim=1)
+        self._hold(torch.tensor([scale * period**p for p in powers], dtype=torch.float32))
 
     def extra_repr(self) -> str:
         return f"{self.features}, scale={self.scale:g}, period={self.period:g}"
 
 
-class Fourier(torch.nn.Module):
+class Fourier(_Frequencies):
     """[sin(2 pi w_k label), cos(2 pi w_k label)] with w_k drawn once from N(0, scale^2), K = features / 2.
 
     Random Fourier features (Tancik et al. 2020), as score_sde uses them on log sigma (Song et al. 2021). The
@@ -50,13 +66,8 @@ class Fourier(torch.nn.Module):
         super().__init__()
         half = _check_features(features)
         self.features, self.scale, self.seed = features, scale, seed
-        draws = torch.randn(half, generator=torch.Generator().manual_seed(seed))
-        self.frequencies: torch.Tensor
-        self.register_buffer("frequencies", 2.0 * math.pi * scale * draws)
-
-    def forward(self, label: torch.Tensor) -> torch.Tensor:
-        angle = label[:, None] * self.frequencies.to(label.dtype)
-        return torch.cat([angle.sin(), angle.cos()], dim=1)
+        draws = torch.randn(half, generator=torch.Generator().manual_seed(seed), dtype=torch.float32, device="cpu")
+        self._hold(2.0 * math.pi * scale * draws.to(torch.get_default_device()))
 
     def extra_repr(self) -> str:
         return f"{self.features}, scale={self.scale:g}, seed={self.seed}"

@@ -37,7 +37,8 @@ class MLP(torch.nn.Module):
     shape: the event's shape, or its dimension d for events of shape (d,). hidden: the width of every layer. depth: the
     number of residual blocks, each modulated by the time. time: "sinusoidal", "fourier", or a module from (batch,) to
     (batch, features) with an attribute `features`; labels that are step indices want `Sinusoidal(64, scale=1.0)`, and a
-    log-SNR embedding is any of them with `labels=process.half_log_snr` in `as_field` and `fit_score`.
+    log-SNR embedding is any of them with `labels=process.half_log_snr` in `as_field` and `fit_score`. The embedding is
+    computed in the label's dtype and rounded to the weights': x has their dtype (any floating one), t need not.
 
     The last layer starts at zero, so an untrained network returns zero. Raises ValueError for sizes that are not
     positive, an unknown `time`, and an x whose events are not of `shape`.
@@ -84,7 +85,7 @@ class MLP(torch.nn.Module):
                 f"got x of shape {tuple(x.shape)} and t of shape {tuple(t.shape)}; this network takes x of shape "
                 f"(batch, {', '.join(map(str, self.shape))}) and t of shape (batch,)"
             )
-        time = torch.nn.functional.silu(self.time_layers(self.time(t)))
+        time = torch.nn.functional.silu(self.time_layers(self.time(t).to(self.first.weight.dtype)))
         h = self.first(x.flatten(1))
         for block in self.blocks:
             h = block(h, time)

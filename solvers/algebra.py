@@ -158,47 +158,36 @@ class Vector:
             args = args[::-1]
         return _binary(operation, *args)
 
-    def _refuse(self, operation: str) -> NoReturn:
-        raise NotLinear(operation)
-
     def __getattr__(self, name: str) -> NoReturn:
         if name.startswith("__"):
             raise AttributeError(name)
         raise NotLinear(f".{name}")
 
-    def __rtruediv__(self, other: object) -> NoReturn:
-        self._refuse("division by a vector")
 
-    def __pow__(self, other: object) -> NoReturn:
-        self._refuse("**")
+def _refusal(name: str, what: str) -> Callable[..., NoReturn]:
+    def refuse(self: Vector, *others: object, **options: object) -> NoReturn:
+        raise NotLinear(what)
 
-    def __matmul__(self, other: object) -> NoReturn:
-        self._refuse("@")
+    refuse.__name__ = name
+    return refuse
 
-    __rmatmul__ = __matmul__
 
-    def __abs__(self) -> NoReturn:
-        self._refuse("abs")
-
-    def __bool__(self) -> NoReturn:
-        self._refuse("bool (a step may not branch on a state)")
-
-    def __float__(self) -> NoReturn:
-        self._refuse("float")
-
-    def __getitem__(self, key: object) -> NoReturn:
-        self._refuse("indexing")
-
-    def __iter__(self) -> NoReturn:
-        self._refuse("iteration")
-
-    def __len__(self) -> NoReturn:
-        self._refuse("len")
-
-    def __lt__(self, other: object) -> NoReturn:
-        self._refuse("comparison")
-
-    __le__ = __gt__ = __ge__ = __lt__
+_REFUSED = {
+    "division by a vector": "__rtruediv__",
+    "**": "__pow__ __rpow__",
+    "@": "__matmul__ __rmatmul__",
+    "%, // or divmod": "__mod__ __rmod__ __floordiv__ __rfloordiv__ __divmod__ __rdivmod__",
+    "a bit operation": "__invert__ __and__ __rand__ __or__ __ror__ __xor__ __rxor__",
+    "rounding": "__abs__ __round__ __floor__ __ceil__ __trunc__",
+    "a number made of a vector": "__float__ __int__ __index__ __complex__ __array__",
+    "a comparison (a step may not branch on a state)": "__bool__ __eq__ __ne__ __lt__ __le__ __gt__ __ge__ __contains__",
+    "indexing": "__getitem__ __setitem__ __delitem__ __iter__ __len__",
+    "an update in place (write x = x + ..., not x += ...)": "__iadd__ __isub__ __imul__ __itruediv__",
+}
+for _what, _names in _REFUSED.items():
+    for _name in _names.split():
+        setattr(Vector, _name, _refusal(_name, _what))
+Vector.__hash__ = object.__hash__  # type: ignore[method-assign]
 
 
 _TORCH_LINEAR = {

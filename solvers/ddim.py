@@ -30,7 +30,7 @@ class DDIM(Solver):
     integrates = (Field,)
 
     def __post_init__(self) -> None:
-        if not 0.0 <= self.eta <= 1.0:
+        if not isinstance(self.eta, (int, float)) or not 0.0 <= self.eta <= 1.0:
             raise ValueError(f"eta = {self.eta!r} must lie in [0, 1] (0: deterministic, 1: ancestral)")
 
     @property

@@ -5,8 +5,9 @@ With lambda = log(alpha/sigma) the linear part of the flow integrates exactly (v
     x_s = alpha_s/alpha_t x_t - alpha_s  int_{lambda_t}^{lambda_s} e^{-l} eps(l) dl        noise prediction
         = sigma_s/sigma_t x_t + sigma_s  int_{lambda_t}^{lambda_s} e^{+l} D(l)   dl        data prediction
 
-and a solver is a quadrature of what is left. Lu et al. 2022 (DPM-Solver) and 2022 (DPM-Solver++); the exponents of the
-quadrature weights are the phi functions of `solvers.elementary`.
+and a solver is a quadrature of what is left, with phi functions for weights: h phi_1(h) = e^h - 1 and h phi_2(h) =
+(e^h - 1)/h - 1, the latter formed by `solvers.elementary` without the papers' cancellation at small h.
+Lu et al. 2022 (DPM-Solver) and 2022 (DPM-Solver++).
 """
 
 from __future__ import annotations
@@ -39,7 +40,7 @@ class DPMSolver(Solver):
     stochasticity = 0.0
 
     def __post_init__(self) -> None:
-        if self.order not in (1, 2, 3):
+        if type(self.order) is not int or self.order not in (1, 2, 3):
             raise ValueError(f"order = {self.order!r} must be 1, 2 or 3")
 
     @property
@@ -67,7 +68,7 @@ def _second(field: Field, x: Any, t: float, s: float) -> Any:
 
 
 def _third(field: Field, x: Any, t: float, s: float) -> Any:
-    """Stages at r1 = 1/3 and r2 = 2/3; z phi_2(z) = (e^z - 1)/z - 1 weighs the divided differences."""
+    """Stages at r1 = 1/3 and r2 = 2/3; the differences D weigh z phi_2(z), the papers' (e^z - 1)/z - 1."""
     p = field.process
     h = p.half_log_snr(s) - p.half_log_snr(t)
     r1, r2 = 1 / 3, 2 / 3
@@ -115,7 +116,7 @@ class DPMSolverPP(MultistepSolver):
     stochasticity = 0.0
 
     def __post_init__(self) -> None:
-        if self.order not in (1, 2):
+        if type(self.order) is not int or self.order not in (1, 2):
             raise ValueError(f"order = {self.order!r} must be 1 or 2")
 
     def step(  # type: ignore[override]

@@ -163,7 +163,7 @@ class Field:
         if isinstance(x, Vector):
             raw, stored = x.trace.evaluate(t, x)
             return Evaluation(self, t, stored, raw)
-        value = self.fn(t, x)
+        value = self.evaluate(t, x)
         check_output(value, x, t)
         return Evaluation(self, t, x, value)
 

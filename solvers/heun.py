@@ -43,7 +43,7 @@ class Heun(Solver):
     def __post_init__(self) -> None:
         for name, low in (("churn", 0.0), ("s_noise", 0.0), ("s_min", 0.0)):
             value = getattr(self, name)
-            if not (math.isfinite(value) and value >= low):
+            if not (isinstance(value, (int, float)) and math.isfinite(value) and value >= low):
                 raise ValueError(f"{name} = {value!r} must be finite and at least {low:g}")
         if not self.s_max > self.s_min:
             raise ValueError(f"s_max = {self.s_max!r} must exceed s_min = {self.s_min!r} (both are noise levels nu)")

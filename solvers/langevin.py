@@ -53,7 +53,8 @@ class Langevin(Solver):
             object.__setattr__(self, "snr", 0.16)
         for name in ("snr", "step_size"):
             value = getattr(self, name)
-            if value is not None and not (math.isfinite(value) and value > 0.0):
+            number = isinstance(value, (int, float)) and not isinstance(value, bool)
+            if value is not None and not (number and math.isfinite(value) and value > 0.0):
                 raise ValueError(f"{name} = {value!r} must be finite and positive")
         if self.norm not in ("sample", "batch"):
             raise ValueError(f"norm = {self.norm!r} is not one of 'sample', 'batch'")
@@ -114,7 +115,6 @@ class PredictorCorrector(Solver):
     corrector: Any
     corrector_steps: int = 1
 
-    family = "sde"
     integrates = (Field,)
 
     def __post_init__(self) -> None:
@@ -122,8 +122,12 @@ class PredictorCorrector(Solver):
             raise TypeError(f"predictor must be a Solver, got {type(self.predictor).__name__}")
         if not callable(getattr(self.corrector, "correct", None)):
             raise TypeError(f"corrector must have correct(field, x, t, draw), got {type(self.corrector).__name__}")
-        if not isinstance(self.corrector_steps, int) or self.corrector_steps < 0:
+        if type(self.corrector_steps) is not int or self.corrector_steps < 0:
             raise ValueError(f"corrector_steps = {self.corrector_steps!r} must be an integer of at least 0")
+
+    @property
+    def family(self) -> str:  # type: ignore[override]
+        return "sde" if self.corrector_steps else self.predictor.family
 
     @property
     def order(self) -> int:  # type: ignore[override]
@@ -136,6 +140,10 @@ class PredictorCorrector(Solver):
     @property
     def source(self) -> str:  # type: ignore[override]
         return f"Song et al. 2021, around {self.predictor.source}"
+
+    def check(self, problem: Any) -> None:
+        super().check(problem)
+        self.predictor.check(problem)
 
     def on(self, process: Process | None, grid: Sequence[float]) -> PredictorCorrector:
         bind = getattr(self.corrector, "on", None)

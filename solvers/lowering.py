@@ -7,12 +7,13 @@ pass finds. Evaluations are never written to: they belong to whoever made them.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from operator import itemgetter
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from halfbridge.solvers.algebra import Combine, Draw, Evaluate, Op
+from halfbridge.solvers.past import Name, Register, leaves, map_past
 
 if TYPE_CHECKING:
     from halfbridge.solvers.plan import Step
@@ -26,17 +27,9 @@ def inputs(op: Op) -> tuple[str, ...]:
     return tuple(name for name, _ in op.terms) if isinstance(op, Combine) else op.vectors
 
 
-def past_names(past: Any) -> Iterator[str]:
-    if isinstance(past, str):
-        yield past
-    elif isinstance(past, tuple):
-        for leaf in past:
-            yield from past_names(leaf)
-
-
 def kept(step: Step) -> list[str]:
     """What must exist when the step is over: the state and what the solver remembers."""
-    return [step.out, *past_names(step.past)]
+    return [step.out, *leaves(step.past, Name)]
 
 
 def inline(steps: Sequence[Step]) -> tuple[Step, ...]:
@@ -84,14 +77,6 @@ def _rename(step: Step, names: dict[str, str]) -> Step:
     def new(name: str) -> str:
         return names.get(name, name)
 
-    def past(value: Any) -> Any:
-        if isinstance(value, str):
-            return new(value)
-        if isinstance(value, tuple):
-            leaves = [past(leaf) for leaf in value]
-            return type(value)(*leaves) if hasattr(value, "_fields") else tuple(leaves)
-        return value
-
     ops: list[Op] = []
     for op in step.ops:
         if isinstance(op, Evaluate):
@@ -100,7 +85,13 @@ def _rename(step: Step, names: dict[str, str]) -> Step:
             ops.append(replace(op, out=new(op.out), terms=tuple((new(n), c) for n, c in op.terms)))
         else:
             ops.append(replace(op, out=new(op.out), vectors=tuple(new(n) for n in op.vectors)))
-    return replace(step, x=new(step.x), out=new(step.out), ops=tuple(ops), past=past(step.past))
+    return replace(
+        step,
+        x=new(step.x),
+        out=new(step.out),
+        ops=tuple(ops),
+        past=map_past(step.past, lambda name: Name(new(name)), Name),
+    )
 
 
 class Instruction(NamedTuple):
@@ -202,7 +193,7 @@ def lower(steps: Sequence[Step]) -> Program:
             instructions.append(Instruction(op, out, _gather(sources), coefficients, draw, scale, reuse, frees))
         program.append(tuple(instructions))
         outs.append(registers.of[step.out])
-        pasts.append(_registers_of(step.past, registers.of))
+        pasts.append(map_past(step.past, lambda name: Register(registers.of[name]), Name))
         releases.append(registers.release([registers.of[name] for name in dying.get((i, len(step.ops)), ())]))
     return Program(
         tuple(program), tuple(ins), tuple(outs), tuple(pasts), tuple(releases), registers.count + 1, registers.peak
@@ -222,17 +213,3 @@ def _deaths(steps: Sequence[Step]) -> dict[tuple[int, int], list[str]]:
     for name, place in last.items():
         deaths.setdefault(place, []).append(name)
     return deaths
-
-
-def _registers_of(past: Any, registers: dict[str, int]) -> Any:
-    """`past` with names replaced by Register numbers, kept apart from the solver's own numbers."""
-    if isinstance(past, str):
-        return Register(registers[past])
-    if isinstance(past, tuple):
-        leaves = [_registers_of(leaf, registers) for leaf in past]
-        return type(past)(*leaves) if hasattr(past, "_fields") else tuple(leaves)
-    return past
-
-
-class Register(int):
-    """The number of a register, as a leaf of a past."""

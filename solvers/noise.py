@@ -7,6 +7,7 @@ callable `noise(draw, t, s, like)` that returns a standard normal tensor like `l
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from numbers import Integral
 from typing import Any
 
 import torch
@@ -24,15 +25,15 @@ def check_seed(seed: Any) -> None:
     """Raise unless `seed` is None, an int in [0, 2^64) or a callable noise object."""
     if seed is None or callable(seed):
         return
-    if isinstance(seed, bool) or not isinstance(seed, int):
+    if isinstance(seed, bool) or not isinstance(seed, Integral):
         raise TypeError(f"seed = {seed!r} must be an int or a noise object called (draw, t, s, like)")
-    if not 0 <= seed < 1 << 64:
+    if not 0 <= int(seed) < 1 << 64:
         raise ValueError(f"seed = {seed} must lie in [0, 2^64): it is the 64-bit key of the generator")
 
 
 def check_first(first: Any) -> None:
-    if isinstance(first, bool) or not isinstance(first, int) or first < 0:
-        raise ValueError(f"first = {first!r} must be an int of at least 0: the global index of the first sample")
+    if isinstance(first, bool) or not isinstance(first, Integral) or not 0 <= int(first) < 1 << 64:
+        raise ValueError(f"first = {first!r} must be an int in [0, 2^64): the global index of the first sample")
 
 
 class Normals:
@@ -81,7 +82,7 @@ class OneNormal:
 
 
 class Stream:
-    """`draw()` for a step that runs on tensors: counts the normals of the run. Also a plain callable for stepping by hand."""
+    """`draw()` for a step that runs on tensors: counts the normals of the run."""
 
     def __init__(self, normals: Normals, count: int = 0) -> None:
         self.normals, self.count, self.span = normals, count, (0.0, 0.0)

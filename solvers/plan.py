@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, NamedTuple
 
@@ -18,12 +18,13 @@ import torch
 from halfbridge.solvers import grids
 from halfbridge.solvers.algebra import Apply, Combine, Draw, Evaluate, Op, Trace, Vector
 from halfbridge.solvers.field import Field
-from halfbridge.solvers.lowering import Program, inline, lower
-from halfbridge.solvers.problems import ODE, SDE, Problem
+from halfbridge.solvers.lowering import Program, inline, inputs, lower
+from halfbridge.solvers.past import Name, leaves, map_past
+from halfbridge.solvers.problems import ODE, SDE, Problem, ReverseSDE
 from halfbridge.solvers.processes import Process
 from halfbridge.solvers.solver import Solver
 
-__all__ = ["Plan", "Step", "map_past", "plan"]
+__all__ = ["Plan", "Step", "plan"]
 
 
 @dataclass(frozen=True)
@@ -142,9 +143,15 @@ def plan(
 
 def check_grid(problem: Problem, grid: Any) -> np.ndarray[Any, np.dtype[np.float64]]:
     """The grid as float64, or the error that says what is wrong with it for this problem."""
-    if problem.process is not None and not isinstance(problem, (SDE, ODE)):
+    if isinstance(problem, Field):
         return grids.check(problem.process, grid)
-    return grids.check_times(grid)
+    times = grids.check_times(grid)
+    if isinstance(problem, ReverseSDE) and times[0] < times[-1]:
+        raise ValueError(
+            f"the grid goes from {times[0]:.6g} up to {times[-1]:.6g}, but the reverse SDE runs from noise to data; pass "
+            "decreasing times, or problem.reversed() with increasing ones"
+        )
+    return times
 
 
 class _Dry(NamedTuple):
@@ -163,20 +170,21 @@ def trace(solver: Solver, problem: Problem, grid: np.ndarray[Any, np.dtype[np.fl
         before = recorder.materialise(state.x)
         x, past = solver.advance(problem, state.x, t, s, recorder.draw, state.past)
         out = recorder.materialise(x)
-        names = map_past(past, recorder.materialise)
+        names = map_past(past, lambda v: Name(recorder.materialise(v)), Vector)
         steps.append(Step(index, t, s, before, out, tuple(recorder.ops), names))
-        state = _Dry(recorder.vector(out), map_past(names, recorder.vector, kind=str))
-    return Plan(solver, problem, grid, inline(steps))
+        state = _Dry(recorder.vector(out), map_past(names, recorder.vector, Name))
+    return Plan(solver, problem, grid, inline(_forget(steps)))
 
 
-def map_past(past: Any, convert: Any, kind: type = Vector) -> Any:
-    """`past` with `convert` applied to its leaves of type `kind`; tuples and NamedTuples keep their shape."""
-    if isinstance(past, kind):
-        return convert(past)
-    if isinstance(past, tuple):
-        leaves = [map_past(leaf, convert, kind) for leaf in past]
-        return type(past)(*leaves) if hasattr(past, "_fields") else tuple(leaves)
-    return past
+def _forget(steps: list[Step]) -> list[Step]:
+    """Steps without the pasts that nobody reads: the last one's, and one before a step that ends at the data."""
+    kept = []
+    for step, after in itertools.zip_longest(steps, steps[1:]):
+        remembered = set(leaves(step.past, Name))
+        read = set() if after is None else {name for op in after.ops for name in inputs(op)} | {after.out}
+        read |= set() if after is None else set(leaves(after.past, Name))
+        kept.append(step if not remembered or remembered & read else replace(step, past=None))
+    return kept
 
 
 def _not_a_field(t: float, x: torch.Tensor) -> torch.Tensor:

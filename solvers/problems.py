@@ -7,6 +7,7 @@ import inspect
 from collections.abc import Callable
 from typing import Any, TypeAlias
 
+import numpy as np
 import torch
 
 from halfbridge.solvers.algebra import Vector
@@ -21,7 +22,9 @@ NOISE_KINDS = ("scalar", "diagonal", "matrix")
 class ODE:
     """dx/dt = drift(t, x): t a float, x of shape (batch, *shape), the result like x. Grids may run either way.
 
-    The object is itself callable as `ode(t, x)`, which is what torchdiffeq's odeint takes.
+    The object is itself callable as `ode(t, x)`, which torchdiffeq's odeint takes. For the flow of a process, whose times
+    end at 0: torchdiffeq's adaptive methods step past the last time and interpolate back, and probe a first step of their
+    own, so end well above 0 and pass options={"first_step": ...}, or use a method with fixed steps.
     """
 
     process: Process | None = None
@@ -68,10 +71,15 @@ class SDE:
             raise ValueError(f"noise = {noise!r} is not one of {', '.join(map(repr, NOISE_KINDS))}")
         self._drift = _callable("drift", drift)
         self.noise = noise
+        self._given = diffusion
         self._diffusion: Callable[..., Any]
         if callable(diffusion):
             self._diffusion, self.state_dependent = diffusion, _arity(diffusion) > 1
         else:
+            if not isinstance(diffusion, (int, float, np.number, np.ndarray, torch.Tensor)):
+                raise TypeError(
+                    f"diffusion = {diffusion!r} must be a number, a tensor, or a function of t or of (t, x)"
+                )
             if not torch.isfinite(torch.as_tensor(diffusion)).all():
                 raise ValueError(f"diffusion = {diffusion!r} is not finite; pass a finite number or a function")
             self._diffusion, self.state_dependent = (lambda t: diffusion), False
@@ -85,6 +93,10 @@ class SDE:
         other = copy.copy(self)
         other._drift = fn
         return other
+
+    def same_diffusion(self, other: SDE) -> bool:
+        """Whether a plan made for this SDE holds for `other`: the same noise and the same diffusion, number or function."""
+        return self.noise == other.noise and (self._given is other._given or _equal_numbers(self._given, other._given))
 
     def drift(self, t: float, x: Any) -> Any:
         return _evaluate(self, t, x)
@@ -208,6 +220,10 @@ def _is_number(value: Any) -> bool:
     if isinstance(value, torch.Tensor):
         return value.ndim == 0 and not value.requires_grad
     return isinstance(value, (int, float)) or getattr(value, "ndim", None) == 0
+
+
+def _equal_numbers(a: Any, b: Any) -> bool:
+    return not callable(a) and not callable(b) and _is_number(a) and _is_number(b) and float(a) == float(b)
 
 
 def _callable(name: str, value: Any) -> Callable[..., Any]:

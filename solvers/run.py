@@ -6,14 +6,16 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from numbers import Integral
 from typing import Any
 
 import numpy as np
 import torch
 
-from halfbridge.solvers.algebra import NotLinear
+from halfbridge.solvers.algebra import Evaluate, NotLinear
 from halfbridge.solvers.field import Field
 from halfbridge.solvers.noise import check_first, check_seed, prior_normal
+from halfbridge.solvers.past import map_past
 from halfbridge.solvers.plan import Plan, check_grid, trace
 from halfbridge.solvers.problems import ODE, SDE, Problem
 from halfbridge.solvers.processes import Brownian
@@ -28,7 +30,7 @@ class Solution:
     """The end of a run and what was saved of it.
 
     x: (batch, *shape), the state at the grid's last time. times: the saved times; trajectory: (len(times), batch, *shape).
-    nfe: evaluations of the field made in this call.
+    nfe: evaluations of the field made in this call. With save="last" the trajectory is a view of x.
     """
 
     x: torch.Tensor
@@ -77,15 +79,22 @@ def solve(
     check_seed(seed)
     check_first(first)
     check_state(x.x if isinstance(x, State) else x)
+    if callback is not None and not callable(callback):
+        raise TypeError(f"callback must be callable as callback(state), got {type(callback).__name__}")
     begin = x.step if isinstance(x, State) else 0
-    if not 0 <= begin < len(times):
+    if not isinstance(begin, int) or not 0 <= begin < len(times):
         raise ValueError(f"State.step = {begin} lies outside the grid of {len(times) - 1} steps")
+    if isinstance(x, State) and x.t is not None and x.t != times[begin]:
+        raise ValueError(
+            f"the State was saved at t = {x.t!r}, but step {begin} of this grid is at {float(times[begin])!r}; resume with the "
+            "grid of the run"
+        )
     made = _plan_of(solver, problem, times) if plan else None
     saver = _Saver(times, save, begin, x.x if isinstance(x, State) else x)
 
     def run(watch: Callable[..., None] | None, **options: Any) -> tuple[torch.Tensor, int]:
         if made is not None:
-            nfe = sum(op.__class__.__name__ == "Evaluate" for step in made.steps[begin:] for op in step.ops)
+            nfe = sum(isinstance(op, Evaluate) for step in made.steps[begin:] for op in step.ops)
             return execute(made, problem, x, seed, first, after_step=watch, **options), nfe
         counted, calls = _counted(problem)
         return execute_on_tensors(solver, counted, x, times, seed, first, after_step=watch, **options), calls()
@@ -98,7 +107,8 @@ def solve(
             tick()
             if callback is not None:
                 count = drawn.get(i, 0) if draws is None else draws
-                callback(State(state.detach().clone(), i + 1, _copied(past), count))
+                kept = map_past(past, lambda v: v.detach().clone(), torch.Tensor)
+                callback(State(state.detach().clone(), i + 1, kept, count, float(times[i + 1])))
 
         watched = saver.needed or callback is not None or progress
         result, nfe = run(watch if watched else None)
@@ -134,7 +144,7 @@ def sample(
         )
     if not isinstance(shape, (tuple, list, torch.Size)) or not shape:
         raise ValueError(f"shape = {shape!r} must be (batch, *shape) with the batch first, such as (64, 1, 8, 8)")
-    if any(isinstance(n, bool) or not isinstance(n, int) or n < 0 for n in shape):
+    if any(isinstance(n, bool) or not isinstance(n, Integral) or n < 0 for n in shape):
         raise ValueError(f"shape = {tuple(shape)!r} must hold integers of at least 0")
     if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point:
         raise ValueError(f"dtype = {dtype!r} must be a floating-point torch dtype")
@@ -144,7 +154,9 @@ def sample(
     check_first(first)
     times = check_grid(field, grid)
     with torch.no_grad():
-        x = _start(field, float(times[0]), torch.empty(tuple(shape), dtype=dtype, device=device), seed, first, prior)
+        x = _start(
+            field, float(times[0]), torch.empty([int(n) for n in shape], dtype=dtype, device=device), seed, first, prior
+        )
         return solve(
             field, solver, x, grid=times, seed=seed, first=first, progress=progress, check_finite=check_finite
         ).x
@@ -166,8 +178,15 @@ def _start(field: Field, t: float, like: torch.Tensor, seed: Any, first: int, pr
         return process.prior_std * prior_normal(seed, t, like, first)
     if callable(seed):
         raise ValueError("seed is a noise object, but prior.sample needs an int; draw x yourself and use hb.solve")
+    if not callable(getattr(prior, "sample", None)):
+        raise TypeError(
+            f"prior must be a law with sample(n, seed, first=0), such as hb.reference.Gaussian, got {prior!r}"
+        )
     options = {} if first == 0 else {"first": first}
-    x = torch.as_tensor(prior.sample(len(like), seed, **options))
+    try:
+        x = torch.as_tensor(prior.sample(len(like), seed, **options))
+    except TypeError as error:
+        raise TypeError(f"prior.sample(n, seed{', first' if first else ''}) failed: {error}") from error
     if x.numel() != like.numel():
         raise ValueError(f"prior.sample gave shape {tuple(x.shape)}, which does not fill shape = {tuple(like.shape)}")
     return x.reshape(like.shape).to(like)
@@ -199,15 +218,6 @@ def _counted(problem: Problem) -> tuple[Problem, Callable[[], int]]:
     return problem.with_function(fn), lambda: count
 
 
-def _copied(past: Any) -> Any:
-    if isinstance(past, torch.Tensor):
-        return past.detach().clone()
-    if isinstance(past, tuple):
-        leaves = [_copied(leaf) for leaf in past]
-        return type(past)(*leaves) if hasattr(past, "_fields") else tuple(leaves)
-    return past
-
-
 def _name_the_step(x: torch.Tensor, run: Callable[..., Any]) -> None:
     """Runs are reproducible: go through the run again, checking each step, and raise where it breaks."""
     bad = int((~torch.isfinite(x)).sum())
@@ -230,6 +240,8 @@ class _Saver:
             if save not in ("last", "all"):
                 raise ValueError(f"save = {save!r} is not 'last', 'all' or a sequence of times of the grid")
             self.indices = [last] if save == "last" else list(range(begin, last + 1))
+        elif not isinstance(save, (Sequence, np.ndarray, torch.Tensor)):
+            raise TypeError(f"save = {save!r} is not 'last', 'all' or a sequence of times of the grid")
         else:
             self.indices = [_index(grid, float(t)) for t in save]
             early = [i for i in self.indices if i < begin]

@@ -10,9 +10,9 @@ import torch
 from halfbridge.kernels.dispatch import resolve
 from halfbridge.solvers.algebra import Combine, Draw, Evaluate
 from halfbridge.solvers.field import Field, FieldOutputError, check_output
-from halfbridge.solvers.lowering import Register
 from halfbridge.solvers.noise import Normals, OneNormal, Stream
-from halfbridge.solvers.plan import Plan, map_past
+from halfbridge.solvers.past import Register, leaves, map_past
+from halfbridge.solvers.plan import Plan
 from halfbridge.solvers.problems import ODE, SDE
 from halfbridge.solvers.solver import Solver
 
@@ -22,14 +22,15 @@ __all__ = ["NonFiniteError", "State", "check_state", "execute", "execute_on_tens
 class State(NamedTuple):
     """A run after `step` steps: all that is needed to go on with it, bit for bit.
 
-    x: (batch, *shape), at time grid[step]. past: what a multistep solver remembers (None otherwise). draws: the normals
-    drawn so far. Give it to `hb.solve` in place of x, with the same solver, grid, seed and first.
+    x: (batch, *shape), at time t = grid[step]. past: what a multistep solver remembers and the next step reads (None
+    otherwise). draws: the normals drawn so far. Give it to `hb.solve` in place of x, with the same solver, grid, seed and first.
     """
 
     x: torch.Tensor
     step: int
     past: Any = None
     draws: int | None = None
+    t: float | None = None
 
 
 class NonFiniteError(FloatingPointError):
@@ -58,8 +59,10 @@ def execute(
         registers[program.inputs[begin]] = x
     if begin:
         _restore(registers, program.pasts[begin - 1], state.past)
+        for vector in leaves(state.past, torch.Tensor):
+            _like_the_state(vector, x, plan.solver, begin - 1)
     in_place = not torch.is_grad_enabled()  # a graph may hold any earlier state
-    evaluate = problem.fn if isinstance(problem, Field) else problem.evaluate
+    evaluate = problem.evaluate
     combine = resolve("combine", x.device.type, x.dtype, x.numel())
     shape, dtype, device, plain = x.shape, x.dtype, x.device, torch.Tensor
     unseen = True
@@ -82,8 +85,10 @@ def execute(
                     value = value.clone()  # the field returned a view of its input, whose buffer is overwritten next
             elif isinstance(op, Combine):
                 buffer = registers[reuse] if in_place else None
-                if draw is None:
+                if draw is None and coefficients:
                     value = combine(gather(registers), coefficients, None, buffer)
+                elif draw is None:
+                    value = torch.zeros_like(x)  # the terms cancelled
                 elif draw.index in normals.block:
                     value = combine(
                         (*gather(registers), normals.block[draw.index]), (*coefficients, scale), None, buffer
@@ -100,7 +105,7 @@ def execute(
         if check_each:
             _finite(registers[program.outputs[i]], _where(i, plan.steps[i].t, plan.steps[i].s))
         if after_step is not None:
-            past = map_past(program.pasts[i], registers.__getitem__, kind=Register)
+            past = map_past(program.pasts[i], registers.__getitem__, Register)
             after_step(i, registers[program.outputs[i]], past)
         if program.releases[i]:
             for r in program.releases[i]:
@@ -140,11 +145,23 @@ def execute_on_tensors(
             now, past = solver.advance(problem, now, *draw.span, draw, past)
         except FieldOutputError as error:
             raise FieldOutputError(f"in step {i}: {error}") from None
+        _like_the_state(now, state.x, solver, i)
         if check_each:
             _finite(now, _where(i, *draw.span))
         if after_step is not None:
             after_step(i, now, past, draw.count)
     return now
+
+
+def _like_the_state(x: Any, start: torch.Tensor, solver: Solver, i: int) -> None:
+    if not isinstance(x, torch.Tensor):
+        raise TypeError(f"step {i} of {solver!r} returned a {type(x).__name__}; return the new state, a tensor like x")
+    for name in ("shape", "dtype", "device"):
+        got, want = getattr(x, name), getattr(start, name)
+        if got != want:
+            raise ValueError(
+                f"step {i} of {solver!r} returned {name} {got} for a state of {name} {want}; return a tensor like x"
+            )
 
 
 def check_state(x: Any) -> None:
@@ -161,7 +178,9 @@ def _same_kind(plan: Plan, problem: Any) -> None:
     planned = plan.problem
     kind = Field if isinstance(planned, Field) else ODE if isinstance(planned, ODE) else SDE
     if not isinstance(problem, kind):
-        raise TypeError(f"the plan is for a {kind.__name__}, got {type(problem).__name__}; pass one to plan.run")
+        raise TypeError(
+            f"this is the plan of {kind.__name__} problems, got {type(problem).__name__}; make a plan for it"
+        )
     source = problem if isinstance(problem, Field) else getattr(problem, "field", None)
     if (None if source is None else source.predicts) != plan.predicts:
         got = "no field" if source is None else f"a field that predicts {source.predicts!r}"
@@ -170,17 +189,30 @@ def _same_kind(plan: Plan, problem: Any) -> None:
         raise ValueError(
             f"the plan was made for {plan.process!r}, got a field of {source.process!r}; make a plan for it"
         )
+    if source is None and isinstance(problem, SDE) and isinstance(planned, SDE) and not planned.same_diffusion(problem):
+        raise ValueError(
+            "the plan holds the diffusion of the SDE it was made for, and this one has another; make a plan for it"
+        )
 
 
 def _restore(registers: list[Any], kept: Any, past: Any) -> None:
-    """Put the vectors of a saved past where the program keeps them."""
+    """Put the vectors of a saved past where the program keeps them; its numbers must be those of the plan."""
     if isinstance(kept, Register):
+        if not isinstance(past, torch.Tensor):
+            raise ValueError(
+                f"State.past holds a {type(past).__name__} where the solver remembers a vector; {_OWN_STATE}"
+            )
         registers[kept] = past.clone()
     elif isinstance(kept, tuple):
         if not isinstance(past, tuple) or len(past) != len(kept):
-            raise ValueError(f"State.past is {past!r}, but the solver remembers {kept!r}; resume from a State it made")
+            raise ValueError(f"State.past is {past!r}, but the solver remembers {len(kept)} things; {_OWN_STATE}")
         for place, value in zip(kept, past, strict=True):
             _restore(registers, place, value)
+    elif kept != past:
+        raise ValueError(f"State.past holds {past!r} where this run has {kept!r}; {_OWN_STATE}")
+
+
+_OWN_STATE = "resume with a State of the same solver, grid and execution"
 
 
 def _finite(x: torch.Tensor, where: str) -> None:

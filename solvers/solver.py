@@ -29,7 +29,7 @@ class Solver(ABC):
     source           the paper
     integrates       the problems that `step` understands
     stochasticity    l in dx = [a x - (1 + l^2)/2 g^2 score] dt + l g dW, the equation solved as the steps shrink
-                     (EQUATIONS of Song et al. 2021 at l = 0 and 1); None where it is not one number
+                     (the probability flow at l = 0, the reverse SDE at l = 1); None where it is not one number
     """
 
     order: int = 1
@@ -67,7 +67,7 @@ class Solver(ABC):
         if not isinstance(problem, self.integrates):
             names = " or ".join(kind.__name__ for kind in self.integrates)
             raise TypeError(
-                f"{type(self).__name__} integrates a {names}, got {type(problem).__name__}; "
+                f"{type(self).__name__} integrates {names} problems, got {type(problem).__name__}; "
                 "EulerMaruyama integrates every kind of problem, Heun a Field or an ODE"
             )
 
@@ -97,7 +97,10 @@ class MultistepSolver(Solver):
     ) -> tuple[Any, Any]:
         if ends_at_data(problem, s):
             return self.finish(problem, x, t, draw), None
-        return self.step(problem, x, t, s, draw, past)
+        result = self.step(problem, x, t, s, draw, past)
+        if not (isinstance(result, tuple) and len(result) == 2):
+            raise TypeError(f"{type(self).__name__}.step must return (x, past), got {type(result).__name__}")
+        return result
 
 
 def ends_at_data(problem: Any, s: float) -> bool:

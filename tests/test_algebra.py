@@ -32,6 +32,14 @@ NONLINEAR = {
     "random": lambda v: v + torch.randn_like(v),
     "shape": lambda v: v.shape,
     "gradient scale": lambda v: torch.tensor(2.0, requires_grad=True) * v,
+    "remainder": lambda v: v % 1.0,
+    "remainder of a number": lambda v: 1.0 % v,
+    "floor": lambda v: v // 1,
+    "equality": lambda v: torch.where(v == 0, 1.0, v),
+    "inequality": lambda v: (v != v).any(),
+    "membership": lambda v: v if 0 in v else -v,
+    "array": lambda v: np.asarray(v),
+    "rounding": lambda v: round(v),
     "linear layer": lambda v: torch.nn.functional.linear(v, torch.eye(2)),
 }
 LINEAR = {
@@ -168,3 +176,42 @@ def test_a_draw_that_is_not_used_is_still_counted():
 def test_vectors_of_two_runs_do_not_mix():
     with pytest.raises(NotLinear, match="two different runs"):
         Trace().vector("x0") + Trace().vector("x0")
+
+
+def test_assignment_and_updates_in_place_run_on_tensors_with_their_own_meaning():
+    """`x += e` changes a tensor but would only rebind a symbol: an alias of x would differ between the two."""
+
+    def masked(field, x, t, s, draw):
+        y = x + (s - t) * field.flow(t, x)
+        y[:, :1] = 0.0
+        return y
+
+    def aliased(field, x, t, s, draw):
+        y = x
+        x += (s - t) * field.flow(t, x)
+        return y + 0.0 * x
+
+    field = hb.Field(hb.VP(), lambda t, x: torch.tanh(x))
+    x = torch.tensor([[0.3, -0.2]], dtype=torch.float64)
+    for body in (masked, aliased):
+        with pytest.raises(NotLinear):
+            hb.plan(Noisy(body), hb.VP(), GRID)
+        start = x.clone()
+        planned, plain = (hb.solve(field, Noisy(body), start, grid=GRID, plan=plan).x for plan in (True, False))
+        assert torch.equal(planned, plain)
+        assert torch.equal(start, x)
+
+
+def test_terms_that_cancel_are_a_zero_vector():
+    class Slope(hb.MultistepSolver):
+        def step(self, field, x, t, s, draw, past):
+            data = field.data(t, x)
+            before = data if past is None else past[0]
+            return hb.DDIM().step(field, x, t, s, draw) + 0.1 * (data - before), (data, data - before)
+
+    field = hb.Field(hb.VP(), lambda t, x: torch.tanh(x))
+    x = torch.tensor([[0.3, -0.2]], dtype=torch.float64)
+    planned, plain = (hb.solve(field, Slope(), x, grid=[1.0, 0.7, 0.4, 0.1], plan=plan).x for plan in (True, False))
+    torch.testing.assert_close(planned, plain, rtol=1e-12, atol=1e-12)
+    nothing = hb.solve(field, Noisy(lambda field, x, t, s, draw: x - x), x, grid=GRID).x
+    assert torch.equal(nothing, torch.zeros_like(x))

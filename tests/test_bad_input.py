@@ -121,8 +121,8 @@ def test_parameters_out_of_range(make, message):
     ({"x": torch.tensor(1.0)}, "batch"), ({"x": torch.ones(2, 3, dtype=torch.int64)}, "int64"),
     ({"solver": hb.EulerMaruyama()}, "seed"), ({"seed": -1}, "seed"), ({"seed": 2**64}, "seed"), ({"seed": 0.5}, "seed"),
     ({"seed": True}, "seed"), ({"first": -1}, "first"), ({"save": "some"}, "save"), ({"save": [0.123]}, r"nearest is grid\["),
-    ({"solver": hb.DPMSolver(2), "problem": hb.SDE(lambda t, x: x, 1.0), "grid": [0.0, 1.0]}, "DPMSolver integrates a Field"),
-    ({"solver": hb.Heun(), "problem": hb.SDE(lambda t, x: x, 1.0), "grid": [0.0, 1.0]}, "Heun integrates a Field or ODE"),
+    ({"solver": hb.DPMSolver(2), "problem": hb.SDE(lambda t, x: x, 1.0), "grid": [0.0, 1.0]}, "DPMSolver integrates Field problems"),
+    ({"solver": hb.Heun(), "problem": hb.SDE(lambda t, x: x, 1.0), "grid": [0.0, 1.0]}, "Heun integrates Field or ODE problems"),
     ({"solver": hb.Heun(churn=1.0), "problem": hb.ODE(lambda t, x: x), "grid": [0.0, 1.0]}, "churn"),
 ])  # fmt: skip
 def test_bad_arguments_of_solve(changes, message):
@@ -206,5 +206,87 @@ def test_a_state_of_another_run_is_refused():
     run(solver=hb.DPMSolverPP(), callback=states.append)
     with pytest.raises(ValueError, match="outside the grid"):
         run(solver=hb.DPMSolverPP(), x=states[-1]._replace(step=9))
+    with pytest.raises(ValueError, match="outside the grid"):
+        run(solver=hb.DPMSolverPP(), x=states[0]._replace(step=1.5))
     with pytest.raises(ValueError, match=r"State\.past"):
         run(solver=hb.DPMSolverPP(), x=states[0]._replace(past=None))
+    with pytest.raises(ValueError, match=r"State\.past"):
+        run(solver=hb.DDIM(), x=states[0])
+    with pytest.raises(ValueError, match=r"saved at t = .*grid of the run"):
+        run(solver=hb.DPMSolverPP(), x=states[0], grid=hb.grids.quadratic(P, 4))
+    with pytest.raises(ValueError, match=r"State\.past"):
+        run(solver=hb.DPMSolverPP(), x=states[0]._replace(past=states[0].past._replace(h=0.1)))
+    with pytest.raises(ValueError, match="dtype"):
+        run(solver=hb.DPMSolverPP(), x=states[0]._replace(past=states[0].past._replace(data=torch.ones(2, 3).double())))
+
+
+class Returns(hb.Solver):
+    """A step that makes `made` of the tensor it should return."""
+
+    def __init__(self, made):
+        self.made = made
+
+    def step(self, field, x, t, s, draw):
+        return self.made(torch.tanh(x))
+
+
+@pytest.mark.parametrize(("made", "message"), [
+    (lambda y: y.mean(1, keepdim=True), r"shape.*\(?\[?2, 1"), (lambda y: y.double(), "float64"), (lambda y: None, "NoneType"),
+    (lambda y: (y, None), "tuple"),
+])  # fmt: skip
+def test_a_step_that_returns_something_else_is_named(made, message):
+    with pytest.raises((ValueError, TypeError), match=message) as error:
+        run(solver=Returns(made))
+    assert "step 0 of Returns()" in str(error.value)
+
+
+def test_a_multistep_solver_must_return_its_past():
+    class Lost(hb.MultistepSolver):
+        def step(self, field, x, t, s, draw, past):
+            return x
+
+    class Listed(hb.MultistepSolver):
+        def step(self, field, x, t, s, draw, past):
+            return x + 0.1 * field.noise(t, x), [x]
+
+    with pytest.raises(TypeError, match=r"Lost\.step must return \(x, past\)"):
+        run(solver=Lost())
+    with pytest.raises(TypeError, match="past holds a list"):
+        run(solver=Listed())
+
+
+def test_a_plan_keeps_to_the_diffusion_it_was_made_for():
+    def drift(t, x):
+        return -x
+
+    grid = [0.0, 0.5, 1.0]
+    plan = hb.plan(hb.EulerMaruyama(), hb.SDE(drift, 1.0), grid)
+    plan.run(hb.SDE(lambda t, x: -2 * x, 1.0), X, 0)  # another drift is a call, not a coefficient
+    for other in (hb.SDE(drift, 5.0), hb.SDE(drift, lambda t: 1.0), hb.SDE(drift, 1.0, "diagonal")):
+        with pytest.raises(ValueError, match="diffusion"):
+            plan.run(other, X, 0)
+
+
+def test_the_reverse_sde_runs_from_noise_to_data():
+    with pytest.raises(ValueError, match=r"problem\.reversed"):
+        hb.solve(field().reverse_sde(), hb.EulerMaruyama(), X, grid=[0.1, 0.5, 1.0], seed=0)
+
+
+@pytest.mark.parametrize(("call", "message"), [
+    (lambda: hb.certify(hb.DDIM(), steps=(40,)), "steps"), (lambda: hb.certify(hb.DDIM(), steps=(40, 40, 80)), "steps"),
+    (lambda: hb.certify(hb.DDIM(), processes=()), "processes"), (lambda: hb.certify("heun"), "solver"),
+    (lambda: hb.certify(hb.Langevin(step_size=0.1)), "no order to certify"),
+    (lambda: hb.reference.observed_order(hb.DDIM(), P, hb.reference.GaussianMixture([1.0], [[0.0]], 0.1)), "Gaussian"),
+    (lambda: run(save=None), "save"), (lambda: run(save=0.5), "save"), (lambda: run(callback=3), "callback"),
+    (lambda: draw(prior=torch.zeros(2, 3)), "prior"), (lambda: hb.DPMSolver(order=2.0), "order"), (lambda: hb.DPMSolver(True), "order"),
+    (lambda: hb.DDIM("a"), "eta"), (lambda: hb.Heun(churn="a"), "churn"), (lambda: hb.Langevin(snr=True), "snr"),
+    (lambda: hb.SDE(lambda t, x: x, "a"), "diffusion"), (lambda: run(first=2**70), "first"),
+])  # fmt: skip
+def test_wrong_kinds_of_arguments(call, message):
+    with pytest.raises((ValueError, TypeError), match=message):
+        call()
+
+
+def test_numpy_integers_are_integers():
+    one = draw(solver=hb.Ancestral(), seed=np.int64(3), first=np.int64(2), shape=(np.int64(2), 3))
+    assert torch.equal(one, draw(solver=hb.Ancestral(), seed=3, first=2))

@@ -1,6 +1,8 @@
 """Gaussian laws: exact fields, densities, sampling, and every refusal of a bad covariance."""
 
+import copy
 import math
+import pickle
 from fractions import Fraction
 
 import numpy as np
@@ -268,3 +270,33 @@ def test_bad_calls_are_named():
         law.kl(Gaussian([0, 0], 1.0))
     with pytest.raises(ValueError, match="got int"):
         law.w2(3)
+
+
+@by_law
+def test_a_law_on_the_cpu_does_not_depend_on_the_default_device(law):
+    x = points(4, 3)
+
+    def results():
+        made = Gaussian(law.mean.tolist(), law.cov.tolist())
+        later = made.at(VP(), 0.4)
+        field = made.field(VP()).evaluate(0.4, x)
+        scalar = Gaussian([1.0, 2.0], 0.5)
+        distances = (later.kl(law.at(VP(), 0.5)), later.w2(law))
+        return field, made.sample(5, seed=1), later.log_prob(x), later.cov, scalar.sample(2, seed=0), distances
+
+    expected = results()
+    with torch.device("meta"):
+        got = results()
+    for a, b in zip(got[:-1], expected[:-1], strict=True):
+        assert torch.equal(a, b)
+    assert got[-1] == expected[-1]
+
+
+@by_law
+@pytest.mark.parametrize("again", [copy.deepcopy, lambda law: pickle.loads(pickle.dumps(law))], ids=["copy", "pickle"])
+def test_a_copied_or_pickled_law_has_the_same_fields(law, again):
+    x = points(4, 3)
+    other = again(law)
+    assert other == law
+    assert torch.equal(other.field(VP()).evaluate(0.4, x), law.field(VP()).evaluate(0.4, x))
+    assert torch.equal(other.sample(3, seed=2), law.sample(3, seed=2))

@@ -91,7 +91,7 @@ def test_no_correction_is_the_predictor_and_no_correction_happens_where_the_nois
 def test_a_multistep_predictor_remembers_through_corrections():
     """2M inside PC: its past is the data prediction at the corrected state."""
     solver = hb.PredictorCorrector(hb.DPMSolverPP(), hb.Langevin(step_size=0.01))
-    grid = [0.8, 0.6, 0.4]
+    grid = [0.8, 0.6, 0.4, 0.2]
     states = []
     hb.solve(FIELD, solver, X, grid=grid, seed=1, callback=states.append)
     torch.testing.assert_close(states[1].past.data, FIELD.data(0.6, states[0].x), rtol=1e-12, atol=1e-12)

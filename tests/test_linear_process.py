@@ -182,3 +182,20 @@ def test_scipy_is_loaded_only_by_the_inverse():
         "sys.exit('scipy.optimize' in sys.modules)"
     )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_floats_and_arrays_stay_on_the_cpu_whatever_the_default_device():
+    names = ["alpha", "sigma", "half_log_snr", "nu", "drift_rate", "diffusion"]
+
+    def values():
+        p = LinearProcess(lambda t: 1 - t, lambda t: t, T=0.999, t_min=1e-3)
+        constant = LinearProcess(lambda t: 1.0, lambda t: t, T=2.0, t_min=1e-3)
+        times = np.array([0.1, 0.6])
+        found = [getattr(p, name)(t) for name in names for t in (0.3, times)]
+        return [*found, p.time_at(0.7), p.time_at(times), p.transition(0.2, 0.4), constant.diffusion(0.5)]
+
+    expected = values()
+    with torch.device("meta"):
+        got = values()
+    for a, b in zip(got, expected, strict=True):
+        np.testing.assert_array_equal(a, b)

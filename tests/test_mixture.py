@@ -1,6 +1,8 @@
 """Gaussian mixtures: fields against autograd and textbook sums, invariances, gradients."""
 
+import copy
 import math
+import pickle
 
 import numpy as np
 import pytest
@@ -260,3 +262,39 @@ def test_field_answers_in_the_shape_and_dtype_of_x(mixture, dtype):
     assert got.shape == (6, 1, 2)
     assert torch.equal(got.reshape(6, 2), field.evaluate(0.2, x.double()).to(dtype))
     assert field.evaluate(0.2, x[:0]).shape == (0, 2)
+
+
+@by_mixture
+def test_a_mixture_on_the_cpu_does_not_depend_on_the_default_device(mixture):
+    x = 2.0 * random(4, 2, seed=5)
+
+    def results():
+        covs = mixture._covs.tolist()
+        made = GaussianMixture(mixture.weights.tolist(), mixture.means.tolist(), covs)
+        later = made.at(VP(), 0.4)
+        field = made.field(VP()).evaluate(0.4, x)
+        one = later.components[0].cov
+        return field, made.sample(5, seed=1), later.log_prob(x), made.mean, made.cov, one
+
+    expected = results()
+    with torch.device("meta"):
+        got = results()
+    for a, b in zip(got, expected, strict=True):
+        assert torch.equal(a, b)
+
+
+@by_mixture
+@pytest.mark.parametrize("again", [copy.deepcopy, lambda law: pickle.loads(pickle.dumps(law))], ids=["copy", "pickle"])
+def test_a_copied_or_pickled_mixture_has_the_same_fields(mixture, again):
+    x = 2.0 * random(4, 2, seed=5)
+    for law in (mixture, mixture.at(VP(), 0.2)):
+        other = again(law)
+        assert torch.equal(other.field(VP()).evaluate(0.4, x), law.field(VP()).evaluate(0.4, x))
+        assert torch.equal(other.sample(3, seed=2), law.sample(3, seed=2))
+
+
+def test_a_pickled_mixture_leaves_its_copies_on_other_devices_behind():
+    mixture = GaussianMixture(WEIGHTS, MEANS, 0.3)
+    mixture._core._tables(torch.device("meta"))
+    other = pickle.loads(pickle.dumps(mixture))
+    assert list(other._core._tables._copies) == [torch.device("cpu")]

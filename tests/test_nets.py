@@ -197,3 +197,63 @@ def test_an_ema_goes_on_from_its_state_to_the_last_bit():
 def test_an_ema_refuses_a_decay_outside_zero_to_one(decay):
     with pytest.raises(ValueError, match="decay"):
         EMA(torch.nn.Linear(1, 1), decay)
+
+
+@pytest.mark.parametrize("time", ["sinusoidal", "fourier"])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
+def test_an_mlp_of_any_dtype_is_a_field_on_states_of_that_dtype(dtype, time):
+    net = trained(MLP(2, hidden=16, depth=2, time=time).to(dtype))
+    x = torch.randn(5, 2, generator=torch.Generator().manual_seed(1), dtype=torch.float64).to(dtype)
+    out = as_field(net, hb.VP()).evaluate(0.3, x)
+    assert out.dtype == dtype
+    exact = as_field(net.double(), hb.VP()).evaluate(0.3, x.double())
+    scale = exact.abs().max()
+    assert 0.1 < scale < 100.0
+    assert (out.double() - exact).abs().max() < 8 * torch.finfo(dtype).eps * scale + 1e-6
+
+
+def test_the_label_of_a_half_network_is_embedded_before_it_is_rounded():
+    net = MLP(1, hidden=16).bfloat16()
+    seen = []
+    net.time.register_forward_hook(lambda module, args, out: seen.append((args[0].dtype, out.dtype)))
+    as_field(net, hb.VP()).evaluate(0.3, torch.zeros(2, 1, dtype=torch.bfloat16))
+    assert seen == [(torch.float32, torch.float32)]
+
+
+@pytest.mark.parametrize(
+    ("net", "state"),
+    [(MLP(2, hidden=8), torch.float64), (MLP(2, hidden=8).double(), torch.float32), (MLP(2), torch.bfloat16)],
+)
+def test_a_state_of_another_dtype_than_the_networks_is_refused_with_both_and_the_remedy(net, state):
+    mine = next(net.parameters()).dtype
+    message = rf"state is {state} and the network MLP is {mine}.*x\.to\({mine}\) or net\.to\({state}\)"
+    with pytest.raises(ValueError, match=message):
+        as_field(net, hb.VP()).evaluate(0.3, torch.zeros(2, 2, dtype=state))
+
+
+def test_a_network_that_casts_its_input_takes_states_of_any_dtype_and_its_own_errors_pass():
+    class Casting(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.inner = MLP(2, hidden=8)
+
+        def forward(self, x, t):
+            if t[0] > 0.5:
+                raise RuntimeError("out of patience")
+            return self.inner(x.float(), t.float()).to(x.dtype)
+
+    field = as_field(Casting(), hb.VP())
+    assert field.evaluate(0.3, torch.zeros(2, 2, dtype=torch.float64)).dtype == torch.float64
+    with pytest.raises(RuntimeError, match="out of patience"):
+        field.evaluate(0.7, torch.zeros(2, 2, dtype=torch.float64))
+
+
+@pytest.mark.parametrize("make", [lambda: hb.nets.Sinusoidal(64, scale=1.0), lambda: hb.nets.Fourier(64)])
+def test_frequencies_stay_exact_in_half_precision(make):
+    """A network trained in float32 and cast to bfloat16 must see the labels it was trained on."""
+    label = torch.tensor([873.0, 0.73])
+    assert torch.equal(make().bfloat16()(label), make()(label))
+    assert torch.equal(make().double()(label), make()(label))
+    again = make()
+    again.load_state_dict(make().half().state_dict())
+    assert torch.equal(again(label), make()(label))

@@ -213,6 +213,37 @@ def test_one_per_cent_of_noise_is_caught():
     assert verdict.order < 0.8
 
 
+def test_a_users_solver_for_odes_is_certified_on_the_flow():
+    """Ralston's method in the problem's own time, which knows no Field."""
+
+    class Ralston(hb.Solver):
+        order, evals_per_step = 2, 2
+        family, stochasticity = "ode", 0.0
+        integrates = (hb.ODE,)
+        weight = 3 / 4
+
+        def step(self, ode, x, t, s, draw):
+            h = s - t
+            k = ode.drift(t, x)
+            return x + h * ((1 - self.weight) * k + self.weight * ode.drift(t + 2 / 3 * h, x + 2 / 3 * h * k))
+
+    class Slip(Ralston):
+        weight = 0.74
+
+    processes = (hb.VP(), hb.OU())
+    assert hb.certify(Ralston(), processes=processes).order == pytest.approx(2.0, abs=0.15)
+    assert not hb.certify(Slip(), processes=processes).passed
+
+
+def test_a_multistep_solver_forgets_what_nobody_reads():
+    """The last step, and the one before a step that ends at the data, remember nothing."""
+    p = hb.VP()
+    kept = [step.past is not None for step in hb.plan(hb.DPMSolverPP(), p, [1.0, 0.7, 0.4, 0.1]).steps]
+    assert kept == [True, True, False]
+    kept = [step.past is not None for step in hb.plan(hb.DPMSolverPP(), p, [1.0, 0.7, 0.4, 0.0]).steps]
+    assert kept == [True, False, False]
+
+
 def test_certify_refuses_what_has_no_exact_law():
     class Clipped(hb.Solver):
         def step(self, field, x, t, s, draw):
@@ -220,7 +251,7 @@ def test_certify_refuses_what_has_no_exact_law():
 
     with pytest.raises(hb.NotLinear, match="clamp"):
         hb.certify(Clipped())
-    with pytest.raises(ValueError, match="no exact law"):
+    with pytest.raises(ValueError, match="no order to certify"):
         hb.certify(hb.PredictorCorrector(hb.Ancestral(), hb.Langevin()))
 
 

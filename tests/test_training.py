@@ -351,3 +351,49 @@ def test_the_ring_has_the_covariance_of_its_circle():
     law = data.ring(6, radius=3.0, std=0.5)
     torch.testing.assert_close(law.mean, torch.zeros(2, dtype=torch.float64), rtol=0.0, atol=1e-14)
     torch.testing.assert_close(law.cov, (9.0 / 2 + 0.25) * torch.eye(2, dtype=torch.float64), rtol=1e-13, atol=1e-13)
+
+
+def test_losses_of_half_states_are_formed_in_float32():
+    x0, z = (v.bfloat16() for v in exact_sample())
+    t, process = some_times(hb.VP(), len(x0)), hb.VP()
+    given = []
+
+    def net(x, label):
+        given.append(x)
+        return torch.zeros_like(x)
+
+    for predicts in PREDICTS:
+        loss = denoising_loss(net, process, x0, t, z, predicts=predicts)
+        assert given[-1].dtype == torch.bfloat16
+        assert loss.dtype == torch.float32
+        exact = denoising_loss(
+            lambda x, label: torch.zeros_like(x), process, x0.double(), t, z.double(), predicts=predicts
+        )
+        torch.testing.assert_close(loss.double(), exact, rtol=1e-5, atol=1e-7)
+
+
+def test_a_bfloat16_network_learns_bfloat16_data():
+    torch.manual_seed(0)
+    net, x = MLP(2, hidden=32, depth=1).bfloat16(), data.moons(512, seed=0).bfloat16()
+    fit = fit_score(net, x, hb.VP(), steps=150, lr=3e-3)
+    assert fit.losses[-50:].mean() < 0.7 * fit.losses[:10].mean()
+    assert fit.field.noise(0.5, x).dtype == torch.bfloat16
+
+
+def test_training_on_the_cpu_does_not_depend_on_the_default_device():
+    def fit():
+        x = data.moons(64, seed=0)
+        with torch.device("cpu"):
+            torch.manual_seed(0)
+            net = MLP(2, hidden=8, depth=1)
+        return fit_score(net, x, hb.VP(), steps=3)
+
+    expected, law, digits = fit(), data.ring().sample(5, seed=0), data.digits()
+    with torch.device("meta"):
+        got, law_there, digits_there = fit(), data.ring().sample(5, seed=0), data.digits()
+    assert torch.equal(got.losses, expected.losses)
+    assert torch.equal(law, law_there)
+    assert torch.equal(digits.images, digits_there.images)
+    assert torch.equal(digits.labels, digits_there.labels)
+    x = torch.ones(2, 2)
+    assert torch.equal(got.field.evaluate(0.5, x), expected.field.evaluate(0.5, x))

@@ -30,8 +30,8 @@ def digits(*, dtype: torch.dtype = torch.float32) -> Digits:
     except ImportError as error:
         raise ImportError("digits() needs scikit-learn: pip install 'halfbridge[demo]'") from error
     pixels, labels = load_digits(return_X_y=True)
-    images = torch.as_tensor(pixels, dtype=dtype).reshape(-1, 1, 8, 8) / 8.0 - 1.0
-    return Digits(images, torch.as_tensor(labels, dtype=torch.int64))
+    images = torch.as_tensor(pixels, dtype=dtype, device="cpu").reshape(-1, 1, 8, 8) / 8.0 - 1.0
+    return Digits(images, torch.as_tensor(labels, dtype=torch.int64, device="cpu"))
 
 
 def moons(n: int, seed: int, *, noise: float = 0.05, dtype: torch.dtype = torch.float32) -> torch.Tensor:
@@ -42,10 +42,10 @@ def moons(n: int, seed: int, *, noise: float = 0.05, dtype: torch.dtype = torch.
     """
     if n < 1:
         raise ValueError(f"n = {n} must be at least 1")
-    generator = torch.Generator().manual_seed(seed)
-    angle = math.pi * torch.rand(n, generator=generator, dtype=torch.float64)
-    upper = torch.rand(n, generator=generator, dtype=torch.float64) < 0.5
-    z = torch.randn(n, 2, generator=generator, dtype=torch.float64)
+    generator = torch.Generator("cpu").manual_seed(seed)
+    angle = math.pi * torch.rand(n, generator=generator, dtype=torch.float64, device="cpu")
+    upper = torch.rand(n, generator=generator, dtype=torch.float64, device="cpu") < 0.5
+    z = torch.randn(n, 2, generator=generator, dtype=torch.float64, device="cpu")
     x = torch.where(upper, angle.cos(), 1.0 - angle.cos()) - 0.5
     y = torch.where(upper, angle.sin(), 0.5 - angle.sin()) - 0.25
     return (torch.stack([x, y], dim=1) + noise * z).to(dtype)
@@ -58,6 +58,6 @@ def ring(components: int = 8, *, radius: float = 2.0, std: float = 0.2) -> Gauss
     """
     if components < 1:
         raise ValueError(f"components = {components} must be at least 1")
-    angle = 2.0 * math.pi * torch.arange(components, dtype=torch.float64) / components
+    angle = 2.0 * math.pi * torch.arange(components, dtype=torch.float64, device="cpu") / components
     means = radius * torch.stack([angle.cos(), angle.sin()], dim=1)
-    return GaussianMixture(torch.full((components,), 1.0 / components, dtype=torch.float64), means, std**2)
+    return GaussianMixture([1.0 / components] * components, means, std**2)

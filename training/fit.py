@@ -71,10 +71,11 @@ def fit_score(
 ) -> ScoreFit[Module]:
     """Train `net` in place to predict `predicts` on `data` noised by `process`; return its averaged copy as a field.
 
-    data: (n, *shape), in the network's dtype and on its device. Each step takes the next `batch_size` items of an
-    endless sequence of shuffled passes over the data, stratified times and fresh normals, and minimises the mean of
-    `losses.denoising_loss` (see there for `predicts`, `weighting` and `labels`; `sample_times` for `times`) with Adam
-    (Kingma and Ba 2015; learning rate `lr`, gradients clipped to the norm `clip`), then updates an `EMA` with warm-up.
+    data: (n, *shape), in the network's dtype (not float16: Adam's epsilon is 0 in it) and on its device. Each step
+    takes the next `batch_size` items of an endless sequence of shuffled passes over the data, stratified times and
+    fresh normals, and minimises the mean of `losses.denoising_loss` (see there for `predicts`, `weighting` and
+    `labels`; `sample_times` for `times`) with Adam (Kingma and Ba 2015; learning rate `lr`, gradients clipped to the
+    norm `clip`), then updates an `EMA` with warm-up.
 
     The result depends on the arguments and the network's starting values only: batches, times and normals come from
     generators of their own, and dropout sees a global generator seeded for the run. The global generator is left as it
@@ -85,18 +86,20 @@ def fit_score(
     the step, when the loss stops being finite.
     """
     parameter = _check(net, data, steps, batch_size, lr, clip)
-    generator = torch.Generator().manual_seed(seed)
+    generator = torch.Generator("cpu").manual_seed(seed)
     order = _shuffled_passes(len(data), batch_size, generator)
     optimizer = torch.optim.Adam([p for p in net.parameters() if p.requires_grad], lr=lr)
     average = EMA(net, ema_decay)
-    losses = torch.empty(steps, dtype=torch.float64)
+    losses = torch.empty(steps, dtype=torch.float64, device="cpu")
+    offsets = torch.arange(batch_size, device="cpu") / batch_size
+    normals = torch.float32 if data.element_size() < 4 else data.dtype
 
     with _training(net, seed, parameter.device):
         bar = trange(steps, desc="fit_score", unit="step", disable=not progress)
         for step in bar:
             x0 = data[next(order).to(data.device)]
-            u = (torch.rand(1, generator=generator, dtype=torch.float64) + torch.arange(batch_size) / batch_size) % 1.0
-            z = torch.randn(x0.shape, generator=generator, dtype=data.dtype)
+            u = (torch.rand(1, generator=generator, dtype=torch.float64, device="cpu") + offsets) % 1.0
+            z = torch.randn(x0.shape, generator=generator, dtype=normals, device="cpu")
             t = sample_times(process, u, times).to(data.device)
             loss = denoising_loss(
                 net, process, x0, t, z.to(data.device), predicts=predicts, weighting=weighting, labels=labels
@@ -159,10 +162,10 @@ def _check(
 
 def _shuffled_passes(n: int, batch_size: int, generator: torch.Generator) -> Iterator[torch.Tensor]:
     """Indices, batch_size at a time, of shuffled passes laid end to end; batches may span two passes."""
-    queue = torch.empty(0, dtype=torch.int64)
+    queue = torch.empty(0, dtype=torch.int64, device="cpu")
     while True:
         while len(queue) < batch_size:
-            queue = torch.cat([queue, torch.randperm(n, generator=generator)])
+            queue = torch.cat([queue, torch.randperm(n, generator=generator, device="cpu")])
         yield queue[:batch_size]
         queue = queue[batch_size:]
 

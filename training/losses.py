@@ -83,7 +83,8 @@ def denoising_loss(
     float64. labels: as in `nets.as_field`.
     weighting: "simple" (1 on the noise, sigma^2 on the score), "likelihood" (g^2 on the score: half of its integral
     over t is the KL rate), "uniform" (1 on the score), or a function from the float64 times to the weight of the noise
-    error. Returns (batch,), in x0's dtype: take `.mean()`, or weight by 1 / p(t) for times drawn from another density.
+    error. Returns (batch,), in x0's dtype (float32 for half states, whose errors are formed in it): take `.mean()`, or
+    weight by 1 / p(t) for times drawn from another density.
     """
     if t.shape != x0.shape[:1]:
         raise ValueError(f"t has shape {tuple(t.shape)}; give one time for each of the {x0.shape[0]} samples of x0")
@@ -91,12 +92,14 @@ def denoising_loss(
     alpha, sigma = process.alpha(t), process.sigma(t)
     scale = noise_weight(weighting, process, t) * to_noise_error(predicts, alpha, sigma) ** 2
 
+    work = torch.float32 if x0.element_size() < 4 else x0.dtype
+
     def like(c: torch.Tensor) -> torch.Tensor:
-        return c.to(x0.dtype).view(-1, *[1] * (x0.ndim - 1))
+        return c.to(work).view(-1, *[1] * (x0.ndim - 1))
 
     x_t = process.perturb(t, x0, z)
     out = net(x_t, network_labels(default_labels(process) if labels is None else labels, t, x0))
     if out.shape != x0.shape:
         raise ValueError(f"the network returned shape {tuple(out.shape)} for x of shape {tuple(x0.shape)}")
-    error = out - target(predicts, like(alpha), like(sigma), x0, z)
-    return scale.to(x0.dtype) * error.flatten(1).square().mean(dim=1)
+    error = out - target(predicts, like(alpha), like(sigma), x0.to(work), z.to(work))
+    return scale.to(work) * error.flatten(1).square().mean(dim=1)

@@ -103,7 +103,7 @@ class LinearProcess(Process):
         low, high = self._bracket(level, excess)
         t = math.exp(brentq(excess, low, high, xtol=1e-14, rtol=1e-14))
         for _ in range(2):
-            slope = self._half_log_snr_slope(torch.tensor(t, dtype=torch.float64)).item()
+            slope = self._half_log_snr_slope(torch.tensor(t, dtype=torch.float64, device="cpu")).item()
             if slope < 0:
                 t -= (float(self._half_log_snr(t)) - level) / slope
         return t
@@ -200,7 +200,7 @@ class LinearProcess(Process):
 
 
 def _tensor(t: Any) -> Tensor:
-    return t if isinstance(t, Tensor) else torch.tensor(t, dtype=torch.float64)
+    return t if isinstance(t, Tensor) else torch.tensor(t, dtype=torch.float64, device="cpu")
 
 
 def _like(t: Any, result: Tensor) -> Any:

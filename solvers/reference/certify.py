@@ -16,7 +16,7 @@ from halfbridge.solvers.processes import EDM, OU, VE, VP, CosineVP, Process, Sub
 from halfbridge.solvers.reference.flows import exact_flow, prescribed_data, prescribed_flow
 from halfbridge.solvers.reference.gaussian import Gaussian
 from halfbridge.solvers.reference.mixture import GaussianMixture
-from halfbridge.solvers.reference.order import Study, default_steps, law_errors, study
+from halfbridge.solvers.reference.order import Study, default_steps, judged_on, law_errors, study
 from halfbridge.solvers.reference.stages import misplaced_stages
 from halfbridge.solvers.run import solve
 from halfbridge.solvers.solver import Solver
@@ -60,7 +60,11 @@ class Certificate:
         """Why it failed; empty if it passed."""
         reasons = []
         if self.order <= 0.5:
-            reasons.append(f"order {_order(self.order)} seen, {self.declared} declared: the scheme is not consistent")
+            worst = min(self.findings, key=lambda f: f.study.order)
+            reasons.append(
+                f"order {_order(self.order)} seen, {self.declared} declared: the scheme is not consistent, its errors on "
+                f"{worst.what!r} stay near {worst.study.errors[-1]:.1e}"
+            )
         elif self.order < self.declared - SLACK:
             reasons.append(f"order {_order(self.order)} seen, {self.declared} declared")
         if self.evals > self.evals_declared:
@@ -101,14 +105,21 @@ def certify(
     without a Gaussian: prescribed data predictions lambda^k, k up to the order, whose flow is elementary, and a two-dimensional
     mixture, against scipy's DOP853. Takes seconds.
     Last, on constant predictions, whose trajectories are known, inner stages must lie where the step's own exactness says.
-    Raises NotLinear if the step is not a linear combination of vectors, ValueError for a step sized by norms: such schemes
-    have no exact law.
+    A solver that integrates no Field is judged on the probability flow or the reverse SDE.
+    Raises NotLinear if the step is not a linear combination of vectors, ValueError for a step sized by norms (such schemes
+    have no exact law) and for a solver that declares no order, as correctors do.
     """
     if isinstance(solver, type):
         solver = solver()
+    if not isinstance(solver, Solver):
+        raise TypeError(f"solver must be a Solver, got {solver!r}")
+    if not processes:
+        raise ValueError("processes = () leaves nothing to solve; pass at least one process")
+    if solver.order < 1:
+        raise ValueError(f"{solver!r} declares order {solver.order}: there is no order to certify")
     first, last = processes[0], processes[-1]
     counts = default_steps(solver) if steps is None else tuple(steps)
-    p = plan(solver, first, grid(first, 8))
+    p = plan(solver, judged_on(solver, _MIXTURE.field(first)), grid(first, 8))
     problems: list[tuple[str, Callable[[int], torch.Tensor]]] = [
         (f"{_name(q)}, Gaussian law", partial(_law_errors, solver, q, grid)) for q in processes
     ]
@@ -127,7 +138,7 @@ def certify(
 
 _GAUSSIAN = Gaussian([0.5, -1.0, 0.25], [[1.0, 0.3, 0.0], [0.3, 0.25, -0.1], [0.0, -0.1, 0.5]])
 _MIXTURE = GaussianMixture([0.5, 0.3, 0.2], [[1.0, 0.0], [-0.6, 0.8], [-0.5, -0.9]], 0.2)
-_STARTS = torch.tensor([[0.3, -0.4], [1.1, 0.6], [-0.8, 1.2], [-1.4, -0.2]], dtype=torch.float64)
+_STARTS = torch.tensor([[0.3, -0.4], [1.1, 0.6], [-0.8, 1.2], [-1.4, -0.2]], dtype=torch.float64, device="cpu")
 
 
 def _law_errors(solver: Solver, process: Process, grid: Callable[..., Any], n: int) -> torch.Tensor:
@@ -139,7 +150,7 @@ def _prescribed_error(solver: Solver, process: Process, power: int, grid: Callab
     t, s = float(times[0]), float(times[-1])
     x = process.sigma(t) * _STARTS
     exact = prescribed_flow(process, power, x, t, s)
-    return solve(prescribed_data(process, power), solver, x, grid=times).x - exact
+    return solve(judged_on(solver, prescribed_data(process, power)), solver, x, grid=times).x - exact
 
 
 def _flow_error(solver: Solver, process: Process, grid: Callable[..., Any]) -> Callable[[int], torch.Tensor]:
@@ -149,7 +160,7 @@ def _flow_error(solver: Solver, process: Process, grid: Callable[..., Any]) -> C
     exact = exact_flow(field, x, process.T, t_end)
 
     def error(n: int) -> torch.Tensor:
-        return solve(field, solver, x, grid=grid(process, n, t_end=t_end)).x - exact
+        return solve(judged_on(solver, field), solver, x, grid=grid(process, n, t_end=t_end)).x - exact
 
     return error
 

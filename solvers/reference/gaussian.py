@@ -24,7 +24,7 @@ from halfbridge.solvers.reference.covariance import (
     float64,
     symmetric,
 )
-from halfbridge.solvers.reference.views import affine_view, coefficients, flat_rows, per_device
+from halfbridge.solvers.reference.views import PerDevice, affine_view, coefficients, flat_rows
 
 __all__ = ["Gaussian"]
 
@@ -160,7 +160,7 @@ class Gaussian:
         """
         diagonal = self._decomposition.diagonal
         variances = self._variances if diagonal else self.eigenvalues
-        tables = per_device(self._mean, variances, self.eigenvectors)
+        tables = PerDevice(self._mean, variances, self.eigenvectors)
 
         def fn(t: float, x: Tensor) -> Tensor:
             alpha, sigma = coefficients(process, t)

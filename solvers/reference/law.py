@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import torch
 
 from halfbridge.solvers.algebra import Apply
-from halfbridge.solvers.field import Field, view_coefficients
+from halfbridge.solvers.field import view_coefficients
 from halfbridge.solvers.plan import Plan, plan
 from halfbridge.solvers.problems import ODE, SDE, Problem
 from halfbridge.solvers.processes import Process
@@ -85,7 +85,7 @@ def gains(p: Plan, data: Gaussian) -> Gains:
     process, eigenvalues = p.process, data.eigenvalues
     assert process is not None
     draws = [draw.index for draw in p.draws]
-    mean = torch.zeros(2 + len(draws), data.dim, dtype=torch.float64)
+    mean = torch.zeros(2 + len(draws), data.dim, dtype=torch.float64, device="cpu")
     mean[0] = data.eigenvectors.T @ data.mean  # only the offset row sees the mean: the others are exactly linear
 
     def eigen_field(t: float, x: torch.Tensor) -> torch.Tensor:
@@ -98,13 +98,9 @@ def gains(p: Plan, data: Gaussian) -> Gains:
 
     x = torch.zeros_like(mean)
     x[1] = 1.0
+    probes = _Probes(dict(zip(draws, range(2, len(x)), strict=True)))
     with torch.no_grad():
-        end = execute(
-            p,
-            Field(process, eigen_field, p.predicts or "noise"),
-            x,
-            _Probes(dict(zip(draws, range(2, len(x)), strict=True))),
-        )
+        end = execute(p, p.problem.with_function(eigen_field), x, probes)
     return Gains(end[1], end[0], end[2:].square().sum(0))
 
 
@@ -133,20 +129,20 @@ def _affine_map(p: Plan, problem: Problem, d: int) -> tuple[torch.Tensor, torch.
         sizes[draw] = like.shape[1]
         return torch.zeros_like(like)
 
-    zero = torch.zeros(1, d, dtype=torch.float64)
+    zero = torch.zeros(1, d, dtype=torch.float64, device="cpu")
     with torch.no_grad():
         execute(p, problem, zero, measure)
         first = {draw: 2 + d + sum(n for k, n in sizes.items() if k < draw) for draw in sizes}
-        x = torch.zeros(2 + d + sum(sizes.values()), d, dtype=torch.float64)
+        x = torch.zeros(2 + d + sum(sizes.values()), d, dtype=torch.float64, device="cpu")
         x[1] = (
-            torch.linspace(-1.0, 2.0, d, dtype=torch.float64).cos() * 3.0
+            torch.linspace(-1.0, 2.0, d, dtype=torch.float64, device="cpu").cos() * 3.0
         )  # a mixed probe, to see that the map is affine
-        x[2 : 2 + d] = torch.eye(d, dtype=torch.float64)
+        x[2 : 2 + d] = torch.eye(d, dtype=torch.float64, device="cpu")
 
         def probes(draw: int, t: float, s: float, like: torch.Tensor) -> torch.Tensor:
             z = torch.zeros_like(like)
             z[1] = 0.5
-            z[first[draw] : first[draw] + like.shape[1]] = torch.eye(like.shape[1], dtype=like.dtype)
+            z[first[draw] : first[draw] + like.shape[1]] = torch.eye(like.shape[1], dtype=like.dtype, device="cpu")
             return z
 
         end = execute(p, problem, x, probes)

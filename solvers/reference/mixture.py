@@ -124,8 +124,9 @@ class GaussianMixture:
         last bit.
         """
         z = normal((n, self.dim), seed, draw=0, first=first, dtype=torch.float64)
-        block, draw = torch.zeros(1, dtype=torch.int64), torch.full((1,), CHOICE_DRAW, dtype=torch.int64)
-        word = words(block, draw, sample_words(check_first(first, n), torch.arange(n)), check_seed(seed))[0]
+        block, draw = (torch.full((1,), c, dtype=torch.int64, device="cpu") for c in (0, CHOICE_DRAW))
+        samples = sample_words(check_first(first, n), torch.arange(n, device="cpu"))
+        word = words(block, draw, samples, check_seed(seed))[0]
         cumulative = self._weights.cumsum(0)
         uniform = (word.to(torch.float64) + 0.5) / 2**32 * cumulative[-1]  # the sum is 1 up to rounding
         k = torch.searchsorted(cumulative, uniform, right=True)

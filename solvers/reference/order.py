@@ -11,7 +11,9 @@ import numpy as np
 import torch
 
 from halfbridge.solvers import grids
+from halfbridge.solvers.field import Field
 from halfbridge.solvers.plan import plan
+from halfbridge.solvers.problems import ODE, Problem
 from halfbridge.solvers.processes import Process
 from halfbridge.solvers.reference.gaussian import Gaussian
 from halfbridge.solvers.reference.law import gains
@@ -65,8 +67,13 @@ def study(error: Callable[[int], torch.Tensor], steps: Sequence[int], declared: 
 
     An error C n^-p + B with a small bias B of the other sign looks better than it is on any few grids. Extrapolating with
     the declared order removes C and keeps B, so the extrapolated errors must vanish at least as fast: if they do not, theirs
-    is the order.
+    is the order. Errors that do not fall have order 0, those that overflow -inf, those below rounding inf.
+    Raises ValueError unless there are at least 3 increasing numbers of steps.
     """
+    if len(steps) < 3 or any(not isinstance(n, int) or n < 1 for n in steps) or list(steps) != sorted(set(steps)):
+        raise ValueError(
+            f"steps = {tuple(steps)!r} must be at least 3 different numbers of steps, increasing, such as (40, 80, 160)"
+        )
     signed = [error(n) for n in steps]
     errors = tuple(float(e.abs().max()) for e in signed)
     if any(not math.isfinite(e) for e in errors):
@@ -77,7 +84,9 @@ def study(error: Callable[[int], torch.Tensor], steps: Sequence[int], declared: 
         growth = (m / n) ** p
         rest.append(float(((growth * fine - coarse) / (growth - 1.0)).abs().max()))
     extrapolated = _slope(steps[1:], rest)
-    return Study(tuple(steps), errors, min(order, extrapolated) if extrapolated < p - 0.15 else order)
+    if extrapolated < p - 0.15:
+        order = min(order, extrapolated)
+    return Study(tuple(steps), errors, max(order, 0.0))
 
 
 def _slope(steps: Sequence[int], errors: Sequence[float]) -> float:
@@ -95,7 +104,11 @@ def law_error(solver: Solver, process: Process, data: Gaussian, grid: Any, predi
 def law_errors(solver: Solver, process: Process, data: Gaussian, grid: Any, predicts: str = "noise") -> torch.Tensor:
     """Signed errors of the law in the data's eigenbasis, relative to the exact standard deviations: a row for the mean, one
     for the variances and, where the solver states its `stochasticity`, one for the gain of the start."""
-    p = plan(solver, process, grid, predicts)
+    if not isinstance(data, Gaussian):
+        raise ValueError(
+            f"data must be an hb.reference.Gaussian, got {type(data).__name__}: laws are exact for those only"
+        )
+    p = plan(solver, judged_on(solver, Field(process, _never, predicts)), grid)
     t, s = float(p.grid[0]), float(p.grid[-1])
     g = gains(p, data)
     alpha_t, alpha_s = process.alpha(t), process.alpha(s)
@@ -111,6 +124,17 @@ def law_errors(solver: Solver, process: Process, data: Gaussian, grid: Any, pred
         exact = exact_gain(S_t, S_s, alpha_t / alpha_s, p.solver.stochasticity)
         parts.append((g.start - exact) * S_t.sqrt() / size)
     return torch.stack(parts)
+
+
+def judged_on(solver: Solver, field: Field) -> Problem:
+    """What a solver is given to judge it by: the field, or for one that integrates no Field its flow or its reverse SDE."""
+    if issubclass(Field, solver.integrates):
+        return field
+    return field.probability_flow() if issubclass(ODE, solver.integrates) else field.reverse_sde()
+
+
+def _never(t: float, x: torch.Tensor) -> torch.Tensor:
+    raise TypeError("a law is made from the plan alone")
 
 
 def exact_gain(S_t: torch.Tensor, S_s: torch.Tensor, r: float, level: float) -> torch.Tensor:

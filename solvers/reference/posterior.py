@@ -12,7 +12,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from halfbridge.solvers.reference.views import affine_view, per_device
+from halfbridge.solvers.reference.views import PerDevice, affine_view
 
 __all__ = ["Full", "Isotropic"]
 
@@ -43,7 +43,7 @@ class Isotropic:
         centred = means - centre
         self._reach = float(centred.abs().max())
         self._bits = 24 - math.ceil(math.log2(means.shape[1]) / 2)
-        self._tables = per_device(log_weights, centre, centred, variances)
+        self._tables = PerDevice(log_weights, centre, centred, variances)
 
     def log_prob(self, x: Tensor, alpha: float, sigma: float) -> Tensor:
         """log sum_k w_k N(x; alpha m_k, S_k), (n,)."""
@@ -106,7 +106,7 @@ class Full:
         centred = means - centre
         basis = vectors.permute(1, 0, 2).flatten(1)  # (d, k d): y = x @ basis has x in every eigenbasis
         turned = torch.einsum("kd,kde->ke", centred, vectors)
-        self._tables = per_device(log_weights, centre, centred, turned, values, basis)
+        self._tables = PerDevice(log_weights, centre, centred, turned, values, basis)
 
     def log_prob(self, x: Tensor, alpha: float, sigma: float) -> Tensor:
         """log sum_k w_k N(x; alpha m_k, S_k), (n,)."""

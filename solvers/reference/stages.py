@@ -13,6 +13,7 @@ import torch
 
 from halfbridge.solvers.field import Field
 from halfbridge.solvers.processes import Process
+from halfbridge.solvers.reference.order import judged_on
 from halfbridge.solvers.run import solve
 from halfbridge.solvers.solver import Solver
 
@@ -25,8 +26,8 @@ OFF = 1e-9
 def misplaced_stages(solver: Solver, process: Process, grid: Any) -> tuple[str, ...]:
     """A sentence for each constant prediction that the deterministic `solver` ends exactly but evaluates elsewhere."""
     found = []
-    eps = torch.tensor([[0.7, -1.3]], dtype=torch.float64)
-    data = torch.tensor([[0.4, 0.9]], dtype=torch.float64)
+    eps = torch.tensor([[0.7, -1.3]], dtype=torch.float64, device="cpu")
+    data = torch.tensor([[0.4, 0.9]], dtype=torch.float64, device="cpu")
     for predicts, value in (("noise", eps), ("data", data)):
         visited: list[tuple[float, torch.Tensor]] = []
 
@@ -35,7 +36,8 @@ def misplaced_stages(solver: Solver, process: Process, grid: Any) -> tuple[str, 
             return value
 
         start, end = float(grid[0]), float(grid[-1])
-        x = solve(Field(process, fn, predicts), solver, _trajectory(process, data, eps, start), grid=grid).x
+        field = judged_on(solver, Field(process, fn, predicts))
+        x = solve(field, solver, _trajectory(process, data, eps, start), grid=grid).x
         if _distance(process, x, data, eps, end) > EXACT:
             continue
         t, worst = max(((t, _distance(process, u, data, eps, t)) for t, u in visited), key=lambda pair: pair[1])

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -10,7 +9,7 @@ from torch import Tensor
 
 from halfbridge.solvers.processes import Process
 
-__all__ = ["AffineView", "affine_view", "coefficients", "flat_rows", "per_device"]
+__all__ = ["AffineView", "PerDevice", "affine_view", "coefficients", "flat_rows"]
 
 
 class AffineView(NamedTuple):
@@ -62,14 +61,17 @@ def flat_rows(x: Tensor, dim: int) -> Tensor:
     return x.to(torch.float64).reshape(x.shape[0], dim)
 
 
-def per_device(*tables: Tensor) -> Callable[[torch.device], tuple[Tensor, ...]]:
-    """A function of a device returning `tables` there, each copied to a device once."""
-    copies = {torch.device("cpu"): tables}
+class PerDevice:
+    """tables(device): the tables given on the CPU, copied to each device once. Pickles and copies hold the CPU's only."""
 
-    def on(device: torch.device) -> tuple[Tensor, ...]:
-        if device not in copies:
+    def __init__(self, *tables: Tensor) -> None:
+        self._copies = {torch.device("cpu"): tables}
+
+    def __call__(self, device: torch.device) -> tuple[Tensor, ...]:
+        if device not in self._copies:
             with torch.inference_mode(False):  # a table made in inference mode could never enter a graph
-                copies[device] = tuple(table.to(device) for table in tables)
-        return copies[device]
+                self._copies[device] = tuple(table.to(device) for table in self(torch.device("cpu")))
+        return self._copies[device]
 
-    return on
+    def __reduce__(self) -> tuple[type[PerDevice], tuple[Tensor, ...]]:
+        return type(self), self(torch.device("cpu"))
