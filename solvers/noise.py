@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from halfbridge.kernels import Noise, normal, normal_block
+from halfbridge.kernels import Noise, normal, normal_block, philox
 from halfbridge.solvers.algebra import Draw
 
 __all__ = ["Normals", "OneNormal", "check_seed", "prior_normal"]
@@ -27,13 +27,12 @@ def check_seed(seed: Any) -> None:
         return
     if isinstance(seed, bool) or not isinstance(seed, Integral):
         raise TypeError(f"seed = {seed!r} must be an int or a noise object called (draw, t, s, like)")
-    if not 0 <= int(seed) < 1 << 64:
-        raise ValueError(f"seed = {seed} must lie in [0, 2^64): it is the 64-bit key of the generator")
+    philox.check_seed(seed)
 
 
 def check_first(first: Any) -> None:
-    if isinstance(first, bool) or not isinstance(first, Integral) or not 0 <= int(first) < 1 << 64:
-        raise ValueError(f"first = {first!r} must be an int in [0, 2^64): the global index of the first sample")
+    """Raise unless `first` is an int in [0, 2^64)."""
+    philox.check_first(first, 0)
 
 
 class Normals:

@@ -10,7 +10,7 @@ import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
@@ -154,25 +154,20 @@ def check_grid(problem: Problem, grid: Any) -> np.ndarray[Any, np.dtype[np.float
     return times
 
 
-class _Dry(NamedTuple):
-    x: Vector
-    past: Any
-
-
 def trace(solver: Solver, problem: Problem, grid: np.ndarray[Any, np.dtype[np.float64]]) -> Plan:
     solver.check(problem)
     times = [float(t) for t in grid]
     solver = solver.on(problem.process, times)
     recorder, steps = Trace(), []
-    state = _Dry(recorder.vector("x0"), None)
+    x, past = recorder.vector("x0"), None
     for index, (t, s) in enumerate(itertools.pairwise(times)):
         recorder.begin_step(t, s)
-        before = recorder.materialise(state.x)
-        x, past = solver.advance(problem, state.x, t, s, recorder.draw, state.past)
+        before = recorder.materialise(x)
+        x, past = solver.advance(problem, x, t, s, recorder.draw, past)
         out = recorder.materialise(x)
         names = map_past(past, lambda v: Name(recorder.materialise(v)), Vector)
         steps.append(Step(index, t, s, before, out, tuple(recorder.ops), names))
-        state = _Dry(recorder.vector(out), map_past(names, recorder.vector, Name))
+        x, past = recorder.vector(out), map_past(names, recorder.vector, Name)
     return Plan(solver, problem, grid, inline(_forget(steps)))
 
 

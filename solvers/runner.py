@@ -107,9 +107,8 @@ def execute(
         if after_step is not None:
             past = map_past(program.pasts[i], registers.__getitem__, Register)
             after_step(i, registers[program.outputs[i]], past)
-        if program.releases[i]:
-            for r in program.releases[i]:
-                registers[r] = None
+        for r in program.releases[i]:
+            registers[r] = None
     return registers[program.outputs[-1]] if begin < len(plan.steps) else x
 
 

@@ -7,7 +7,7 @@ import pickle
 import numpy as np
 import pytest
 import torch
-from gaussians import F64, VIEWS, by_name, by_view, covariances, random, tensor
+from gaussians import F64, MEANS, MIXTURES, VIEWS, WEIGHTS, by_mixture, by_name, by_view, covariances, random, tensor
 
 from halfbridge.solvers.processes import EDM, OU, VE, VP
 from halfbridge.solvers.reference import posterior
@@ -18,18 +18,6 @@ from halfbridge.solvers.reference.mixture import GaussianMixture
 def times(process):
     low = max(1e-3, process.t_min)
     return [low, math.sqrt(low * process.T), 0.5 * process.T, process.T]
-
-
-WEIGHTS, MEANS = tensor([0.2, 0.5, 0.3]), 1.5 * random(3, 2, seed=1)
-LINE = tensor([[1.0, 2], [2, 4]])
-MIXTURES = {
-    "points": GaussianMixture(WEIGHTS, MEANS, 0.0),
-    "scalar": GaussianMixture(WEIGHTS, MEANS, 0.3),
-    "varied": GaussianMixture(WEIGHTS, MEANS, tensor([0.3, 0.0, 2.0])),
-    "full": GaussianMixture(WEIGHTS, MEANS, covariances(3, 2)),
-    "singular": GaussianMixture(WEIGHTS, MEANS, torch.stack([LINE, torch.zeros(2, 2), torch.eye(2)])),
-}
-by_mixture = pytest.mark.parametrize("mixture", MIXTURES.values(), ids=MIXTURES.keys())
 
 
 def matrices(mixture):

@@ -5,22 +5,11 @@ import math
 import numpy as np
 import pytest
 import torch
-from gaussians import F64, covariances, random, tensor
+from gaussians import F64, MEANS, MIXTURES, WEIGHTS, by_mixture, covariances, random, tensor
 
 from halfbridge.kernels.philox import sample_words, words
 from halfbridge.solvers.processes import EDM, VP, SubVP
 from halfbridge.solvers.reference.mixture import GaussianMixture
-
-WEIGHTS, MEANS = tensor([0.2, 0.5, 0.3]), 1.5 * random(3, 2, seed=1)
-LINE = tensor([[1.0, 2], [2, 4]])
-MIXTURES = {
-    "points": GaussianMixture(WEIGHTS, MEANS, 0.0),
-    "scalar": GaussianMixture(WEIGHTS, MEANS, 0.3),
-    "varied": GaussianMixture(WEIGHTS, MEANS, tensor([0.3, 0.0, 2.0])),
-    "full": GaussianMixture(WEIGHTS, MEANS, covariances(3, 2)),
-    "singular": GaussianMixture(WEIGHTS, MEANS, torch.stack([LINE, torch.zeros(2, 2), torch.eye(2)])),
-}
-by_mixture = pytest.mark.parametrize("mixture", MIXTURES.values(), ids=MIXTURES.keys())
 
 
 @by_mixture

@@ -14,7 +14,6 @@ MEAN = torch.tensor([0.7, -0.4], dtype=torch.float64)
 COV = torch.tensor([[0.9, 0.3], [0.3, 0.5]], dtype=torch.float64)
 STEPS = hb.DiscreteVP([0.02 + 0.03 * k for k in range(10)])
 PROCESSES = [hb.VP(), hb.SubVP(), hb.VE(), hb.EDM(), hb.OU(g=1.4), STEPS]
-PREDICTS = ["noise", "score", "data", "velocity"]
 
 by_name = {"ids": lambda p: type(p).__name__}
 
