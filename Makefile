@@ -39,7 +39,7 @@ lint: $(VENV)/installed-dev
 bench: $(VENV)/installed-test
 	$(BIN)/python -m benchmarks.plan
 	$(BIN)/python -m benchmarks.normal
-	$(BIN)/python -m benchmarks.combine
+	$(BIN)/python -m benchmarks.kernels
 
 setup: $(VENV)/installed-dev
 

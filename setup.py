@@ -7,6 +7,8 @@ from setuptools import setup
 PACKAGES = {
     "halfbridge": "package",
     "halfbridge.kernels": "kernels",
+    "halfbridge.kernels.cpu": "kernels/cpu",
+    "halfbridge.kernels.gpu": "kernels/gpu",
     "halfbridge.solvers": "solvers",
     "halfbridge.solvers.processes": "solvers/processes",
     "halfbridge.solvers.reference": "solvers/reference",
@@ -18,9 +20,11 @@ PACKAGES = {
 PLOTS = ["matplotlib>=3.8"]
 DEMO = [*PLOTS, "scikit-learn>=1.4"]
 FAST = ["numba>=0.60"]
+GPU = ["triton>=3.2; platform_system == 'Linux'"]  # torch's CUDA builds bring their own
 TEST = [
     *DEMO,
     *FAST,
+    *GPU,
     "hypothesis>=6.100",
     "mpmath>=1.3",
     "pytest>=8.0",
@@ -42,6 +46,7 @@ setup(
     install_requires=["torch>=2.6", "numpy>=1.26", "scipy>=1.11", "tqdm>=4.60"],
     extras_require={
         "fast": FAST,
+        "gpu": GPU,
         "plots": PLOTS,
         "demo": DEMO,
         "test": TEST,

@@ -1,49 +1,215 @@
-"""`python -m benchmarks.combine`: `combine` against the plain torch expression a x + b y (+ c randn), per backend.
+"""`python -m benchmarks.combine`: `combine` against eager torch and against the bandwidth of the triad, per backend.
 
-Rows: backend, shape, noise, milliseconds (medians), the ratio of paired turns with its 20 and 80 % quantiles, error in
-units of the last place of the largest result. A result that is off by more than 2 of these is not timed.
+Large states: k vectors into an output that exists, against the triad's time for the same bytes (k + 1 tensors; see
+`benchmarks.triad` for what counts), against the plain expression a x + b y + ..., and against the chain of in-place
+multiply-adds that a careful user would write; with noise against the chain with torch.randn. Small states: microseconds
+over one torch.add, with the checks ("checked") and as a plan calls it ("planned").
+
+Rows: backend, dtype, shape, vectors, noise, form, threads, peer, milliseconds of both (medians), the ratio of paired turns
+with its 20 and 80 % quantiles, GB/s, and the largest error in units in the last place of sum_j |c_j v_j|. A result that is
+off by more than 2 of these is not timed.
 """
 
+import argparse
+from collections.abc import Callable, Iterator
+from fractions import Fraction
+from typing import Any, NamedTuple
+
 import torch
+from torch import Tensor
 
-from benchmarks.pairs import interleaved, provenance
-from halfbridge.kernels import Noise, combine, normal, use
-from halfbridge.kernels.combine import combine_reference
-from halfbridge.kernels.dispatch import available
+from benchmarks.case import Case
+from benchmarks.pairs import Pair, interleaved, provenance
+from benchmarks.triad import on_threads, streamed, thread_counts, triad
+from halfbridge.kernels import Noise, backend, combine, normal, use
+from halfbridge.kernels.dispatch import available, resolve
 
-A, B, C = 0.97, -0.21, 0.3
+COEFFICIENTS = (0.97, -0.21, 0.3, 1.1, -0.07, 0.5)
+NOISE = Noise(0.3, 3, 1)
 ALLOWED = 2.0
+DTYPES = (torch.float32, torch.float64)
+
+
+class Row(NamedTuple):
+    """One comparison; `pair.ratio` is against the peer's time, for the triad against that of as many bytes."""
+
+    backend: str
+    dtype: str
+    shape: tuple[int, ...]
+    vectors: int
+    noise: bool
+    form: str
+    threads: int
+    peer: str
+    pair: Pair
+    gigabytes_per_second: float
+    error_ulp: float
+
+
+class Arguments(NamedTuple):
+    """Arguments of `combine`, with an output."""
+
+    vectors: list[Tensor]
+    coefficients: list[float]
+    noise: Noise | None
+    out: Tensor
+
+
+def case(shape: tuple[int, ...], dtype: torch.dtype, count: int, noise: bool, device: str = "cpu") -> Arguments:
+    vectors = [normal(shape, 1, j, dtype=dtype, device=device) for j in range(count)]
+    return Arguments(vectors, list(COEFFICIENTS[:count]), NOISE if noise else None, torch.empty_like(vectors[0]))
+
+
+def cases(device: str) -> Iterator[Case]:
+    """A toy state, a batch of small images, and a state in main memory; the peer is the plain expression."""
+    for shape in ((1, 2), (64, 3072), (1000, 10_000)):
+        for count, noise in ((2, False), (2, True), (5, False)):
+            c = case(shape, torch.float32, count, noise, device)
+            error = checked_error(c, backend(device))
+            label = f"{shape} k={count}{' noise' if noise else ''}"
+            yield Case(
+                label,
+                forms(c)["checked"],
+                peers(c)["expression"],
+                streamed(c.out.numel(), c.out.dtype, count + 1),
+                error,
+            )
+
+
+def error_ulp(c: Arguments, samples: int = 500) -> float:
+    """The largest error of some elements, in units in the last place of the sum of magnitudes; the sum is exact."""
+    got = combine(c.vectors, c.coefficients, noise=c.noise, out=c.out)
+    terms = list(zip(c.coefficients, c.vectors, strict=True))
+    if c.noise is not None:
+        terms.append((c.noise.scale, normal(tuple(c.out.shape), *c.noise[1:], c.out.dtype, c.out.device)))
+    columns = [v.reshape(-1)[:: max(1, v.numel() // samples)].tolist() for _, v in terms]
+    factors = [Fraction(torch.tensor(a, dtype=c.out.dtype).item()) for a, _ in terms]
+    worst = Fraction(0)
+    for value, *row in zip(got.reshape(-1)[:: max(1, got.numel() // samples)].tolist(), *columns, strict=True):
+        products = [a * Fraction(v) for a, v in zip(factors, row, strict=True)]
+        worst = max(worst, abs(Fraction(value) - sum(products)) / sum(map(abs, products)))
+    return float(worst) / torch.finfo(c.out.dtype).eps
+
+
+def forms(c: Arguments) -> dict[str, Callable[[], Any]]:
+    """`combine` as a user calls it and as a plan does."""
+    run = resolve("combine", c.out.device.type, c.out.dtype, c.out.numel())
+    return {
+        "checked": lambda: combine(c.vectors, c.coefficients, noise=c.noise, out=c.out),
+        "planned": lambda: run(c.vectors, c.coefficients, c.noise, c.out),
+    }
+
+
+def peers(c: Arguments) -> dict[str, Callable[[], Any]]:
+    """What the user would write instead."""
+
+    def expression() -> Tensor:
+        total = c.coefficients[0] * c.vectors[0]
+        for a, v in zip(c.coefficients[1:], c.vectors[1:], strict=True):
+            total = total + a * v
+        return total if c.noise is None else total + c.noise.scale * torch.randn_like(total)
+
+    def chain() -> Tensor:
+        torch.mul(c.vectors[0], c.coefficients[0], out=c.out)
+        for a, v in zip(c.coefficients[1:], c.vectors[1:], strict=True):
+            c.out.add_(v, alpha=a)
+        return c.out if c.noise is None else c.out.add_(torch.randn_like(c.out), alpha=c.noise.scale)
+
+    return {"expression": expression, "chain": chain}
+
+
+def checked_error(c: Arguments, backend: str) -> float:
+    error = error_ulp(c)
+    if not error <= ALLOWED:
+        raise RuntimeError(f"{backend} is off by {error:.1f} ulp at {tuple(c.out.shape)} (allowed: {ALLOWED}); mend it")
+    return error
+
+
+def large(backend: str, elements: int, turns: int) -> Iterator[Row]:
+    """States in main memory: k = 2 .. 6 against the triad and eager torch, k = 2 with noise against eager torch."""
+    shape = (elements // 1000, 1000)
+    for dtype in DTYPES:
+        floor = triad(elements, dtype)
+        for threads in thread_counts():
+            with use(backend), on_threads(threads), torch.no_grad():
+                for count, noise in ((2, False), (3, False), (4, False), (5, False), (6, False), (2, True)):
+                    c = case(shape, dtype, count, noise)
+                    error, ours = checked_error(c, backend), forms(c)["checked"]
+                    moved = streamed(elements, dtype, count + 1)
+                    for peer, other in {**({} if noise else {"triad": floor}), **peers(c)}.items():
+                        pair = interleaved(ours, other, turns)
+                        if peer == "triad":
+                            pair = scaled(pair, moved / streamed(elements, dtype))
+                        speed = moved / pair.ours[1] / 1e6
+                        yield Row(
+                            backend, name(dtype), shape, count, noise, "checked", threads, peer, pair, speed, error
+                        )
+
+
+def small(backend: str, turns: int, calls: int = 50) -> Iterator[Row]:
+    """States of a few numbers, on one thread, against one torch.add into an output."""
+    for shape in ((1, 2), (64, 64)):
+        for dtype in DTYPES:
+            with use(backend), on_threads(1), torch.no_grad():
+                for count in range(2, 7):
+                    c = case(shape, dtype, count, False)
+                    error = checked_error(c, backend)
+                    x, y, out = c.vectors[0], c.vectors[1], c.out
+                    for form, ours in forms(c).items():
+                        pair = interleaved(
+                            ours, lambda x=x, y=y, o=out: torch.add(x, y, alpha=0.5, out=o), turns, calls
+                        )  # type: ignore[misc]
+                        speed = streamed(c.out.numel(), dtype, count + 1) / pair.ours[1] / 1e6
+                        yield Row(backend, name(dtype), shape, count, False, form, 1, "add", pair, speed, error)
+
+
+def scaled(pair: Pair, bytes_ratio: float) -> Pair:
+    """The pair with the peer's time for `bytes_ratio` times its bytes."""
+    low, middle, high = pair.peer
+    a, b, c = pair.ratio
+    return Pair(
+        pair.ours,
+        (low * bytes_ratio, middle * bytes_ratio, high * bytes_ratio),
+        (a / bytes_ratio, b / bytes_ratio, c / bytes_ratio),
+    )
+
+
+def name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
+
+
+def show(row: Row) -> str:
+    head = (
+        f"{row.backend:10s}{row.dtype:8s}{row.shape!s:>14s} k={row.vectors} {'noise' if row.noise else '':5s} "
+        f"{row.form:8s}{row.threads:2d}  {row.peer:11s}"
+    )
+    low, middle, high = row.pair.ratio
+    ours, peer = row.pair.ours[1], row.pair.peer[1]
+    if row.peer == "add":
+        figures = f"{1e3 * ours:8.2f} us {1e3 * peer:8.2f} us {1e3 * (ours - peer):+8.2f} us over"
+    else:
+        figures = f"{ours:8.3f} ms {peer:8.3f} ms {row.gigabytes_per_second:8.1f} GB/s"
+    return f"{head}{figures:38s} {middle:6.2f}  [{low:.2f}, {high:.2f}]  {row.error_ulp:.2f}"
 
 
 def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--elements", type=int, nargs="*", default=[1_000_000, 10_000_000])
+    parser.add_argument("--turns", type=int, default=15)
+    arguments = parser.parse_args()
     print(provenance())
-    print(f"{'backend':10s}{'shape':>16s} noise   form       ours ms   torch ms    ratio  [20 %, 80 %]  error/ulp")
-    for name in available():
-        for shape in ((1, 2), (64, 64), (1000, 1000)):
-            x, y, out = normal(shape, 1), normal(shape, 2), torch.empty(shape)
-            calls = 1 if x.numel() > 10_000 else 200
-            for noise in (None, Noise(C, 3, 1)):
-                with use(name), torch.no_grad():
-                    exact = A * x.double() + B * y.double()
-                    if noise is not None:
-                        exact += C * normal(shape, 3, 1).double()
-                    error = float(((combine([x, y], [A, B], noise=noise) - exact).abs() / exact.abs().max()).max())
-                    error /= torch.finfo(torch.float32).eps
-                    if error > ALLOWED:
-                        raise RuntimeError(f"{name} is off by {error:.1f} ulp at {shape} (allowed: {ALLOWED}); mend it")
-
-                    def plain(x: torch.Tensor = x, y: torch.Tensor = y, noise: Noise | None = noise) -> torch.Tensor:
-                        total = A * x + B * y
-                        return total if noise is None else total + C * torch.randn_like(x)
-
-                    forms = {
-                        "checked": lambda x=x, y=y, noise=noise, out=out: combine([x, y], [A, B], noise=noise, out=out),
-                        "planned": lambda x=x, y=y, noise=noise, out=out: combine_reference([x, y], [A, B], noise, out),
-                    }
-                    for form, ours in forms.items():
-                        pair = interleaved(ours, plain, 15, calls)
-                        kind = "no" if noise is None else "yes"
-                        print(f"{name:10s}{shape!s:>16s} {kind:5s}   {form:7s} {pair.row()}   {error:.2f}")
+    print(
+        f"{'backend':10s}{'dtype':8s}{'shape':>14s} vectors   form    thr {'peer':11s}"
+        f"{'       ours        peer':38s}  ratio  [20 %, 80 %]  error/ulp"
+    )
+    for backend in available():
+        if backend == "triton":
+            continue  # on CPU tensors that is its interpreter
+        for row in small(backend, 5 * arguments.turns):
+            print(show(row), flush=True)
+        for elements in arguments.elements:
+            for row in large(backend, elements, arguments.turns):
+                print(show(row), flush=True)
 
 
 if __name__ == "__main__":

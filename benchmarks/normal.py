@@ -7,9 +7,13 @@ largest error against the float64 normals of the same counters. A backend that e
 import argparse
 import subprocess
 import sys
+from collections.abc import Callable, Iterator
+from functools import partial
+from typing import Any
 
 import torch
 
+from benchmarks.case import Case, refuse_above
 from benchmarks.pairs import interleaved, provenance
 from halfbridge.kernels import normal, use
 from halfbridge.kernels.dispatch import available
@@ -38,6 +42,26 @@ def first_call(name: str) -> float:
         [sys.executable, "-c", FIRST_CALL.format(name=name)], capture_output=True, text=True, check=True
     )
     return float(done.stdout)
+
+
+def cases(device: str) -> Iterator[Case]:
+    """Float32 normals, into memory that is there; a peer that cannot be told where a sample stands in the run."""
+    for shape in ((1, 2), (64, 3072), (1000, 10_000)):
+        out, other = torch.empty(shape, device=device), torch.empty(shape, device=device)
+        exact = normal(shape, 5, dtype=torch.float64, device=device)
+        error = float((normal(shape, 5, device=device).double() - exact).abs().max())
+        refuse_above(ALLOWED if device == "cpu" else 2e-6, error, f"normal at {shape}")
+        yield Case(str(shape), partial(normal, shape, 5, out=out, device=device), other.normal_, out.nbytes, error)
+
+
+def aot_cases() -> Iterator[tuple[str, Callable[[], Any], int, int]]:
+    """(label, launch, elements, bytes that must move) for the compiler without a GPU."""
+    from halfbridge.kernels.gpu.normal import fill_triton
+
+    for dtype, size in ((torch.float32, 4096), (torch.float64, 4096), (torch.float32, 1023)):
+        out = torch.empty(1, 256, size, dtype=dtype)
+        label = f"{str(dtype)[6:]}" + (f", samples of {size}" if size % 4 else "")
+        yield label, partial(fill_triton, out, 3, [1], 0, 0), out.numel(), out.nbytes
 
 
 def main() -> None:

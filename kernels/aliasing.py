@@ -1,5 +1,8 @@
 """Do two tensors share memory? Asked before an output is written while inputs are still to be read."""
 
+from collections.abc import Sequence
+
+import torch
 from torch import Tensor
 
 
@@ -23,6 +26,34 @@ def may_overlap(a: Tensor, b: Tensor) -> bool:
     """Whether the spans meet. Interleaved views (x[::2], x[1::2]) count as overlapping: safe, and costs a copy."""
     (a_start, a_end), (b_start, b_end) = extent(a), extent(b)
     return a.device == b.device and a_start < b_end and b_start < a_end
+
+
+def apart(vectors: Sequence[Tensor], out: Tensor) -> bool:
+    """Whether all are contiguous, and each is `out` itself or shares no memory with it. A loop: half the time of all()."""
+    start, size, ordered = out.data_ptr(), out.nbytes, out.is_contiguous()
+    for v in vectors:
+        if v is not out:
+            ordered = ordered and v.is_contiguous() and not -size < v.data_ptr() - start < size
+    return ordered
+
+
+def disentangled(vectors: Sequence[Tensor], out: Tensor) -> tuple[tuple[Tensor, ...], Tensor]:
+    """The vectors, where one with the elements of `out` is that object, and where to write: `out`, or a tensor like it
+    if some other vector shares memory with it.
+    """
+    vectors = tuple(out if same_elements(out, v) else v for v in vectors)
+    overlapping = any(v is not out and may_overlap(out, v) for v in vectors)
+    return vectors, torch.empty_like(out) if overlapping else out
+
+
+def dense(t: Tensor) -> bool:
+    """Whether the span of `t` in memory holds each of its elements once and nothing else."""
+    expected = 1
+    for stride, size in sorted(zip(t.stride(), t.shape, strict=True)):
+        if size != 1 and stride != expected:
+            return False
+        expected *= size
+    return True
 
 
 def check_writable(out: Tensor) -> None:

@@ -2,58 +2,104 @@
 
 import math
 from collections.abc import Sequence
-from numbers import Real
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.compiler import is_compiling
 
-from halfbridge.kernels.aliasing import check_writable, may_overlap, same_elements
-from halfbridge.kernels.dispatch import resolve
-from halfbridge.kernels.noise import Noise
+from halfbridge.kernels.aliasing import apart, check_writable, disentangled, same_elements
+from halfbridge.kernels.arguments import (
+    check_coefficients,
+    check_device_noise,
+    check_table,
+    check_tensors,
+    on_host,
+    plain,
+    recorded,
+)
+from halfbridge.kernels.arguments import check_like as check_like
+from halfbridge.kernels.arguments import check_noise as check_noise
+from halfbridge.kernels.arguments import check_real as check_real
+from halfbridge.kernels.arguments import check_vectors as check_vectors
+from halfbridge.kernels.combine_operator import combine_traced
+from halfbridge.kernels.dispatch import resolve, select
+from halfbridge.kernels.noise import DeviceNoise, Noise
 from halfbridge.kernels.normal import fill
-from halfbridge.kernels.philox import check_draw, check_first, check_seed
 
-ZERO, SMALL = torch.zeros((), dtype=torch.float32, device="cpu"), 4096
+ZERO, SMALL = torch.full((), -0.0, dtype=torch.float32, device="cpu"), 4096  # -0 + x = x, the sign of a zero too
 HALF = (torch.float16, torch.bfloat16)
 NOISE_CHUNK = {"cpu": 1 << 20}  # normals held at once; a full-size temporary would cost a second pass over main memory
 GPU_NOISE_CHUNK = 1 << 26
-LARGEST = torch.finfo(torch.float32).max
+NORMAL_COST = 40  # multiply-adds that take the reference as long as a normal
 
 
 def combine(
     vectors: Sequence[Tensor],
-    coefficients: Sequence[float],
+    coefficients: Sequence[float] | Tensor,
     *,
-    noise: Noise | tuple[float, int, int, int] | None = None,
+    noise: Noise | DeviceNoise | tuple[float, int, int, int] | None = None,
     out: Tensor | None = None,
 ) -> Tensor:
     """sum_j coefficients[j] * vectors[j] (+ noise.scale * N), in one primitive.
 
-    vectors: tensors (batch, *sample) of one shape, floating dtype and device, any strides. coefficients: as many
-    finite real numbers, in float64 until they meet the vectors. noise: the counter-based normal of (seed, draw) for
-    the samples first, first + 1, ...; with scale 0 it is not generated. float16 and bfloat16 are summed in float32 and
-    rounded once.
+    vectors: tensors (batch, *sample) of one shape, floating dtype and device, any strides, any number of them.
+    coefficients: as many finite real numbers, in float64 until they meet the vectors. noise: the counter-based normal
+    of (seed, draw) for the samples first, first + 1, ...; with scale 0 it is not generated. float16 and bfloat16 are
+    summed in float32 and rounded once.
 
     out: receives the result; it may be one of the vectors (anywhere, even twice) or overlap them partly (then a copy
     is made). With no vectors, `out` says the shape. Without `out`, differentiable in the vectors to any order. A
     sample's bits depend neither on the batch around it nor on the number of threads. TypeError or ValueError for bad
     arguments.
+
+    For a CUDA graph that replays with other numbers, coefficients may be a 1-D floating tensor and noise a DeviceNoise.
+    Triton's kernels read these where they lie, unchecked; other backends fetch the numbers, which on a GPU waits for
+    it, and check them as above. Under torch.compile the call is one operator of the graph.
     """
-    vectors, like, factors = check_vectors(vectors, coefficients, out)
-    checked = None if noise is None else check_noise(noise, like)
+    if is_compiling():
+        return combine_traced(vectors, coefficients, noise, out)
+    if noise is None and plain(vectors, coefficients, out):
+        like = vectors[0]
+        backend, run = select("combine", "cpu", like.dtype, like.numel())
+        if out is None or backend == "numba" or apart(vectors, out):  # numba's loop looks at the addresses itself
+            quick: Tensor = run(vectors, coefficients, None, out)
+            return quick
+    vectors, like = check_tensors(vectors, out)
+    cost = like.numel() * (1 if noise is None else NORMAL_COST)
+    backend, run = select("combine", like.device.type, like.dtype, cost)
+    factors = read_coefficients(coefficients, len(vectors), like, backend)
+    known = None if noise is None else read_noise(noise, like, backend)
     target = out
     if out is not None:
-        if torch.is_grad_enabled() and (out.requires_grad or any(v.requires_grad for v in vectors)):
+        if recorded(vectors, out):
             raise ValueError(
                 "`out` cannot be given while gradients are recorded; leave it out or work under torch.no_grad()"
             )
         check_writable(out)
-        vectors = tuple(out if same_elements(out, v) else v for v in vectors)
-        if any(v is not out and may_overlap(out, v) for v in vectors):
-            target = torch.empty_like(out)
-    result: Tensor = resolve("combine", like.device.type, like.dtype, like.numel())(vectors, factors, checked, target)
-    return result if out is None or target is out else out.copy_(result)
+        vectors, target = disentangled(vectors, out)
+    total: Tensor = run(vectors, factors, known, target)
+    return total if out is None or target is out else out.copy_(total)
+
+
+def read_coefficients(
+    coefficients: Sequence[float] | Tensor, count: int, like: Tensor, backend: str
+) -> tuple[float, ...] | Tensor:
+    """The coefficients as that backend takes them."""
+    if not isinstance(coefficients, Tensor):
+        return check_coefficients(coefficients, count, like)
+    check_table(coefficients, count, like)
+    if backend == "triton" and coefficients.device == like.device:
+        return coefficients
+    return check_coefficients(coefficients.tolist(), count, like)
+
+
+def read_noise(noise: Any, like: Tensor, backend: str) -> Noise | DeviceNoise | None:
+    """The noise as that backend takes it."""
+    if not isinstance(noise, DeviceNoise):
+        return check_noise(noise, like)
+    check_device_noise(noise, like)
+    return noise if backend == "triton" else check_noise(on_host(noise), like)
 
 
 def combine_reference(
@@ -77,7 +123,7 @@ def combine_reference(
     else:
         for v in vectors[1:]:
             if v is out:
-                return combine_into_one(vectors, coefficients, noise, out)
+                return combine_reference(*out_first(vectors, coefficients, out), noise, out)
         scaled(vectors[0], coefficients[0], out)
     add = out.add_
     for j in range(1, len(vectors)):
@@ -96,16 +142,16 @@ def scaled(v: Tensor, c: float, out: Tensor | None) -> Tensor:
     return torch.mul(v, c, out=out)
 
 
-def combine_into_one(
-    vectors: Sequence[Tensor], coefficients: Sequence[float], noise: Noise | None, out: Tensor
-) -> Tensor:
-    """`out` stands at a later place among the vectors, perhaps at several: it is scaled first, before it is
-    overwritten.
+def out_first(
+    vectors: Sequence[Tensor], coefficients: Sequence[float], out: Tensor
+) -> tuple[list[Tensor], list[float]]:
+    """The same sum where `out` stands at a later place among the vectors, perhaps at several: it comes once and first,
+    to be scaled before it is overwritten.
     """
     pairs = list(zip(vectors, coefficients, strict=True))
-    own = math.fsum(c for v, c in pairs if v is out)
-    others = [(v, c) for v, c in pairs if v is not out]
-    return combine_reference([out, *(v for v, _ in others)], [own, *(c for _, c in others)], noise, out)
+    own = math.fsum(c for v, c in pairs if same_elements(v, out))
+    others = [(v, c) for v, c in pairs if not same_elements(v, out)]
+    return [out, *(v for v, _ in others)], [own, *(c for _, c in others)]
 
 
 def combine_half(vectors: Sequence[Tensor], coefficients: Sequence[float], noise: Noise | None, like: Tensor) -> Tensor:
@@ -148,79 +194,3 @@ def add_noise(total: Tensor, noise: Noise) -> None:
             z = buffer[: part.numel()].view(1, len(part), -1)
             make(z, noise.seed, (noise.draw,), noise.first + top, left)
             part.add_(z.view(part.shape), alpha=noise.scale)
-
-
-def check_vectors(
-    vectors: Sequence[Tensor] | Tensor, coefficients: Sequence[float], out: Tensor | None
-) -> tuple[tuple[Tensor, ...], Tensor, tuple[float, ...]]:
-    """(vectors, a tensor that says shape, dtype and device, coefficients as floats), or an error naming the odd one
-    out.
-    """
-    if isinstance(vectors, Tensor):
-        raise TypeError("`vectors` is one tensor; pass a list of tensors, [x] for a single one")
-    vectors, coefficients = tuple(vectors), tuple(coefficients)
-    if len(vectors) != len(coefficients):
-        raise ValueError(
-            f"{len(vectors)} `vectors` but {len(coefficients)} `coefficients`; pass one coefficient for each vector"
-        )
-    if not vectors and out is None:
-        raise ValueError("`vectors` is empty and so says no shape; pass `out`, or call `normal` for plain noise")
-    like, first = (vectors[0], "`vectors`[0]") if vectors else (out, "`out`")
-    check_like(first, like, like, first)
-    assert like is not None
-    for j, v in enumerate(vectors):
-        if not alike(v, like):
-            check_like(f"`vectors`[{j}]", v, like, first)
-    if out is not None and not alike(out, like):
-        check_like("`out`", out, like, first)
-    factors = tuple(map(float, coefficients)) if set(map(type, coefficients)) <= {float, int} else ()
-    limit = math.inf if like.dtype == torch.float64 else LARGEST
-    if len(factors) < len(coefficients) or not all(-limit <= c <= limit and math.isfinite(c) for c in factors):
-        factors = tuple(check_real(f"coefficients[{j}]", c, like.dtype) for j, c in enumerate(coefficients))
-    return vectors, like, factors
-
-
-def alike(v: Any, like: Tensor) -> bool:
-    return isinstance(v, Tensor) and v.shape == like.shape and v.dtype is like.dtype and v.device == like.device
-
-
-def check_like(name: str, tensor: Any, like: Any, other: str) -> None:
-    """Refuse what is not a floating tensor of the shape, dtype and device of `like`, called `other` in the message."""
-    if not isinstance(tensor, Tensor):
-        raise TypeError(f"{name} is a {type(tensor).__name__}; pass a torch tensor")
-    if not tensor.is_floating_point():
-        raise ValueError(
-            f"{name} has dtype {tensor.dtype}; pass a floating dtype, {name.strip('`')}.float() for example"
-        )
-    for what in ("shape", "dtype", "device"):
-        got, want = getattr(tensor, what), getattr(like, what)
-        if got != want:
-            got, want = (tuple(got), tuple(want)) if what == "shape" else (got, want)
-            raise ValueError(f"{name} has {what} {got} but {other} has {want}; they must agree, convert one of them")
-
-
-def check_real(name: str, value: Any, dtype: torch.dtype) -> float:
-    """A finite real number, within the range of the dtype in which the sum is formed, as a float."""
-    if not isinstance(value, Real):
-        raise TypeError(f"`{name}` is a {type(value).__name__}; pass a Python float (`.item()` of a 0-dim tensor)")
-    number = float(value)
-    if not math.isfinite(number):
-        raise ValueError(f"`{name}` = {number} is not finite; check the times and the step that it was computed from")
-    if abs(number) > LARGEST and dtype != torch.float64:
-        raise ValueError(
-            f"`{name}` = {number} overflows float32, in which {dtype} states are summed; use float64 states"
-        )
-    return number
-
-
-def check_noise(noise: Noise | tuple[float, int, int, int], like: Tensor) -> Noise | None:
-    """The noise with its fields checked against the state; None where its scale is 0."""
-    if not isinstance(noise, tuple) or not 3 <= len(noise) <= 4:
-        raise TypeError(f"`noise` = {noise!r} is not (scale, seed, draw, first); pass halfbridge.kernels.Noise(...)")
-    if like.dim() == 0:
-        raise ValueError("`noise` needs a batch axis but the vectors have shape (); pass vectors of shape (1,)")
-    scale, seed, draw, first = Noise(*noise)
-    known = Noise(
-        check_real("noise.scale", scale, like.dtype), check_seed(seed), check_draw(draw), check_first(first, len(like))
-    )
-    return known if known.scale != 0.0 else None

@@ -6,10 +6,11 @@ import torch
 from torch import Tensor
 
 from halfbridge.kernels.aliasing import check_writable, may_overlap, same_elements
-from halfbridge.kernels.combine import check_like, check_noise, check_real
+from halfbridge.kernels.arguments import check_device_noise, check_like, check_noise, check_real, recorded
 from halfbridge.kernels.dispatch import resolve
-from halfbridge.kernels.noise import Noise
+from halfbridge.kernels.noise import DeviceNoise, Noise
 from halfbridge.kernels.normal import fill
+from halfbridge.kernels.operators import signed, unsigned
 
 Norm = Literal["sample", "batch"]
 LARGEST = 1e30  # a step that no state survives: the update would overflow float32
@@ -21,9 +22,9 @@ def langevin(
     score: Tensor,
     *,
     snr: float,
-    noise: Noise | Tensor,
-    scale: float = 1.0,
-    factor: float = 1.0,
+    noise: Noise | DeviceNoise | Tensor,
+    scale: float | Tensor = 1.0,
+    factor: float | Tensor = 1.0,
     norm: Norm = "sample",
     out: Tensor | None = None,
 ) -> Tensor:
@@ -34,10 +35,13 @@ def langevin(
     its own Euclidean norms; "batch" by the batch means of the norms, as Song et al.'s code does, which couples the
     samples.
 
-    Norms are summed in float64 in an order that the batch does not change, so with "sample" a sample's bits depend on
-    that sample only. Half states are updated in float32 and rounded once. Differentiable in x, score and z, without
-    `out`. Where the score of a sample (with "batch", of all of them) is zero the step is infinite: ValueError, as for
-    bad arguments.
+    Norms are summed in an order that the batch does not change, in float64 or twice float32's precision, so with "sample"
+    a sample's bits depend on that sample only. Half states are updated in float32 and rounded once. Differentiable in x,
+    score and z, without `out`. Where the score of a sample (with "batch", of all of them) is zero the step is infinite:
+    ValueError, as for bad arguments; on a GPU, where looking would stall the stream, the sample becomes NaN instead.
+
+    For a CUDA graph that replays with other numbers, noise may be a DeviceNoise (its scale is not read: z has scale 1), and
+    scale and factor 0-dim tensors. Only Triton's kernels leave them on the device.
     """
     for name, tensor in (("`x`", x), ("`score`", score), *((("`out`", out),) if out is not None else ())):
         check_like(name, tensor, x, "`x`")
@@ -45,33 +49,47 @@ def langevin(
         raise ValueError("`x` has shape () and so no batch axis; pass (batch, *sample)")
     if norm not in ("sample", "batch"):
         raise ValueError(f'`norm` = {norm!r}; pass "sample" or "batch"')
-    numbers = {
-        name: check_real(name, value, torch.float64)
+    compiling = torch.compiler.is_compiling()  # the operator makes the checks that need a value
+    source = noise if compiling and not isinstance(noise, Tensor) else check_source(noise, x)
+    tensors = [x, score, *([noise] if isinstance(noise, Tensor) else [])]
+    needs_gradient = recorded(tensors, out)
+    if out is not None and needs_gradient:
+        raise ValueError(
+            "`out` cannot be given while gradients are recorded; leave it out or work under torch.no_grad()"
+        )
+    if compiling:
+        result = langevin_operator(x, score, *operands(source), snr, scale, factor, norm)
+        return result if out is None else out.copy_(result)
+    numbers: dict[str, Any] = {
+        name: value if isinstance(value, Tensor) else check_step(name, value)
         for name, value in (("snr", snr), ("scale", scale), ("factor", factor))
     }
-    for name, value in numbers.items():
-        if value == 0 or (value < 0 and name != "scale"):
-            remedy = "a non-zero number" if name == "scale" else "a positive number"
-            raise ValueError(f"`{name}` = {value} gives no step; pass {remedy}")
     target = out
     if out is not None:
-        tensors = [x, score, *([noise] if isinstance(noise, Tensor) else [])]
-        if torch.is_grad_enabled() and any(t.requires_grad for t in (out, *tensors)):
-            raise ValueError(
-                "`out` cannot be given while gradients are recorded; leave it out or work under torch.no_grad()"
-            )
         check_writable(out)
         if any(may_overlap(out, t) and not same_elements(out, t) for t in tensors):
             target = torch.empty_like(out)
-    run = resolve("langevin", x.device.type, x.dtype, x.numel())
-    result: Tensor = run(x, score, check_source(noise, x), **numbers, norm=norm, out=target)
+    run = langevin_reference if needs_gradient else resolve("langevin", x.device.type, x.dtype, x.numel())
+    result = run(x, score, source, **numbers, norm=norm, out=target)
     return result if out is None or target is out else out.copy_(result)
 
 
-def check_source(noise: Any, x: Tensor) -> Noise | Tensor:
-    """The noise as a Noise of scale 1 or a tensor like x."""
+def check_step(name: str, value: Any) -> float:
+    """One of the numbers that size the step, as a float that gives one."""
+    number = check_real(name, value, torch.float64)
+    if number == 0 or (number < 0 and name != "scale"):
+        remedy = "a non-zero number" if name == "scale" else "a positive number"
+        raise ValueError(f"`{name}` = {number} gives no step; pass {remedy}")
+    return number
+
+
+def check_source(noise: Any, x: Tensor) -> Noise | DeviceNoise | Tensor:
+    """The noise as a Noise of scale 1, a DeviceNoise or a tensor like x."""
     if isinstance(noise, Tensor):
         check_like("`noise`", noise, x, "`x`")
+        return noise
+    if isinstance(noise, DeviceNoise):
+        check_device_noise(noise, x)
         return noise
     known = check_noise(noise, x)
     if known is None or known.scale != 1.0:
@@ -81,19 +99,110 @@ def check_source(noise: Any, x: Tensor) -> Noise | Tensor:
     return known
 
 
+Operands = tuple[Tensor | None, Tensor | None, int, int, int]  # z, counter, seed, draw, first
+
+
+def operands(source: Noise | DeviceNoise | Tensor) -> Operands:
+    """A source of noise as an operator takes it."""
+    if isinstance(source, Tensor):
+        return source, None, 0, 0, 0
+    if isinstance(source, DeviceNoise):
+        return None, source.counter, 0, 0, 0
+    return None, None, signed(source.seed), source.draw, signed(source.first)
+
+
+def host_noise(noise: Noise | DeviceNoise | Tensor) -> Noise | Tensor:
+    """The noise with its numbers on the host."""
+    if isinstance(noise, DeviceNoise):
+        return Noise(1.0, *map(unsigned, noise.counter.tolist()))
+    return noise
+
+
+def source_of(
+    z: Tensor | None, counter: Tensor | None, seed: int, draw: int, first: int
+) -> Noise | DeviceNoise | Tensor:
+    if z is not None:
+        return z
+    if counter is not None:
+        return DeviceNoise(torch.ones((), dtype=torch.float64, device=counter.device), counter)
+    return Noise(1.0, unsigned(seed), draw, unsigned(first))
+
+
+@torch.library.custom_op("halfbridge::langevin", mutates_args=())
+def langevin_operator(
+    x: Tensor, score: Tensor, z: Tensor | None, counter: Tensor | None, seed: int, draw: int, first: int,
+    snr: float, scale: float, factor: float, norm: str,
+) -> Tensor:  # fmt: skip
+    """What torch.compile keeps whole; see `langevin`."""
+    source = source_of(z, counter, seed, draw, first)
+    with torch.no_grad():  # torch has recorded the operator itself
+        return langevin(x, score, snr=snr, noise=source, scale=scale, factor=factor, norm=norm)  # type: ignore[arg-type]
+
+
+@langevin_operator.register_fake
+def _(x: Tensor, *_: Any) -> Tensor:
+    return torch.empty(x.shape, dtype=x.dtype, device=x.device)
+
+
+@torch.library.custom_op("halfbridge::langevin_backward", mutates_args=())
+def langevin_backward(
+    grad: Tensor, x: Tensor, score: Tensor, z: Tensor | None, counter: Tensor | None, seed: int, draw: int, first: int,
+    snr: float, scale: float, factor: float, norm: str,
+) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+    """Gradients in x, score and z (empty where it was a Noise), from de/ds = -2 e s/|s|^2 and de/dz = 2 e z/|z|^2; with
+    norms of the batch 1/|s|^2 is 1/(n |s_i| mean |s|), and all samples share the gradient of e.
+    """
+    source = host_noise(source_of(z, counter, seed, draw, first))
+    wide = normals(source, x, slice(0, len(x))).double()
+    s, g = scale * score.double(), grad.double()
+    of_z, of_s = norms(wide), norms(s)
+    means = (of_z.mean(), of_s.mean()) if norm == "batch" else (of_z, of_s)
+    e = 2 * factor * (snr * means[0] / means[1]) ** 2
+    column = (-1, *(1,) * (x.dim() - 1))
+    dots = [(g * v).flatten(1).sum(1) for v in (s, wide)]
+    of_e = dots[0] + dots[1] / (2 * e).sqrt()
+    if norm == "batch":
+        of_e = of_e.sum() / len(x)
+    pull, push = ((2 * e * of_e / (m * n)).view(column) for m, n in zip((of_s, of_z), means[::-1], strict=True))
+    e = e.view(column)
+    in_score = scale * (e * g - pull * s)
+    in_z = (2 * e).sqrt() * g + push * wide
+    return grad.clone(), in_score.to(score.dtype), in_z.to(z.dtype) if z is not None else grad.new_empty(0)
+
+
+@langevin_backward.register_fake
+def _(grad: Tensor, x: Tensor, score: Tensor, z: Tensor | None, *_: Any) -> tuple[Tensor, Tensor, Tensor]:
+    return torch.empty_like(x), torch.empty_like(score), grad.new_empty(0) if z is None else torch.empty_like(z)
+
+
+def _save(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    ctx.save_for_backward(*inputs[:4])
+    ctx.rest = inputs[4:]
+
+
+def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+    of_x, of_score, of_z = langevin_backward(grad, *ctx.saved_tensors, *ctx.rest)
+    return of_x, of_score, None if ctx.saved_tensors[2] is None else of_z, *[None] * 8
+
+
+langevin_operator.register_autograd(_backward, setup_context=_save)
+
+
 def langevin_reference(
     x: Tensor,
     score: Tensor,
-    noise: Noise | Tensor,
+    noise: Noise | DeviceNoise | Tensor,
     snr: float,
-    scale: float,
-    factor: float,
+    scale: float | Tensor,
+    factor: float | Tensor,
     norm: Norm,
     out: Tensor | None = None,
 ) -> Tensor:
-    """`langevin` without its checks, in eager torch, by chunks of samples; a Noise is generated, not kept."""
+    """`langevin` without its checks, in eager torch, by chunks of samples; a Noise is generated, not kept. Numbers in tensors
+    are read to the host."""
     if x.numel() == 0:
         return x.clone() if out is None else out
+    scale, factor, noise = float(scale), float(factor), host_noise(noise)
     recorded = torch.is_grad_enabled() and any(t.requires_grad for t in (x, score, noise) if isinstance(t, Tensor))
     height = len(x) if recorded else max(1, CHUNK // (x.numel() // len(x)))
     chunks = [slice(top, min(top + height, len(x))) for top in range(0, len(x), height)]

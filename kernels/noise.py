@@ -2,6 +2,8 @@
 
 from typing import NamedTuple
 
+from torch import Tensor
+
 
 class Noise(NamedTuple):
     """`scale * N`, N the standard normal of (seed, draw) for the samples first, first + 1, ... of a run.
@@ -14,3 +16,16 @@ class Noise(NamedTuple):
     seed: int
     draw: int
     first: int = 0
+
+
+class DeviceNoise(NamedTuple):
+    """A `Noise` whose numbers lie in device memory, so that a captured CUDA graph replays with others: a graph keeps the
+    arguments of its launches, but reads memory anew.
+
+    scale: 0-dim floating tensor. counter: int64 tensor (seed, draw, first), unsigned words as their bit patterns (a seed of
+    2^63 and more is negative). Both on the device of the state. Triton's kernels read them there; the other backends fetch
+    them, which waits for a GPU.
+    """
+
+    scale: Tensor
+    counter: Tensor

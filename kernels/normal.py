@@ -9,6 +9,7 @@ from torch import Tensor
 from halfbridge.kernels.boxmuller import box_muller
 from halfbridge.kernels.dispatch import resolve
 from halfbridge.kernels.normal_few import FEW, fill_few
+from halfbridge.kernels.operators import signed, unsigned
 from halfbridge.kernels.philox import check_draw, check_first, check_seed, sample_words, words
 
 DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
@@ -39,6 +40,9 @@ def normal(
     first + batch <= 2^64; a sample has at most 2^34 elements. TypeError or ValueError otherwise.
     """
     device = torch.device(device)
+    if torch.compiler.is_compiling():
+        made = normal_operator(list(shape), signed(seed), draw, signed(first), dtype, device)
+        return made if out is None else out.copy_(made)
     sizes = check_shape(shape)
     check_dtype(dtype)
     if out is not None:
@@ -47,6 +51,19 @@ def normal(
     result = torch.empty(sizes, dtype=dtype, device=device) if out is None else out
     fill(result.unsqueeze(0), seed, (draw,), first)
     return result
+
+
+@torch.library.custom_op("halfbridge::normal", mutates_args=())
+def normal_operator(
+    shape: list[int], seed: int, draw: int, first: int, dtype: torch.dtype, device: torch.device
+) -> Tensor:
+    """`normal` as torch.compile keeps it whole: seed and first as signed words."""
+    return normal(shape, unsigned(seed), draw, unsigned(first), dtype, device)
+
+
+@normal_operator.register_fake
+def _(shape: list[int], seed: int, draw: int, first: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+    return torch.empty(shape, dtype=dtype, device=device)
 
 
 def normal_block(

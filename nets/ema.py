@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import copy
+import operator
 from typing import Any, Generic, TypeVar
 
 import torch
 
+from halfbridge.kernels import ParameterAverages
+
 __all__ = ["EMA"]
 
 Module = TypeVar("Module", bound=torch.nn.Module)
+HALF = (torch.float16, torch.bfloat16)
 
 
 class EMA(Generic[Module]):
@@ -21,7 +25,9 @@ class EMA(Generic[Module]):
     and a short run averages over its last tenth instead of over all of itself. Without, the average starts from the
     initial network and keeps decay^k of it.
 
-    Buffers and integer parameters are copied, not averaged. Averages are kept in the parameter's dtype.
+    Buffers and integer parameters are copied, not averaged. Averages of float16 and bfloat16 parameters are kept in float32,
+    where a small 1 - d is not rounded away, and rounded into the copy after each update; a parameter of the copy that was
+    written to in between is averaged from its new value on. The others are kept in the copy itself.
     """
 
     def __init__(self, model: Module, decay: float = 0.999, *, warmup: bool = True) -> None:
@@ -30,6 +36,8 @@ class EMA(Generic[Module]):
         self.source, self.decay, self.warmup = model, decay, warmup
         self.updates = 0
         self.model: Module = copy.deepcopy(model).eval().requires_grad_(False)
+        self._wide: dict[str, torch.Tensor] = {}
+        self._pairs: ParameterAverages | None = None
 
     def rate(self) -> float:
         """The d of the next update."""
@@ -42,22 +50,50 @@ class EMA(Generic[Module]):
         weight = 1.0 - self.rate()
         averages: list[torch.Tensor] = []
         values: list[torch.Tensor] = []
-        for average, value in zip(self.model.parameters(), self.source.parameters(), strict=True):
-            if average.is_floating_point():
-                averages.append(average)
-                values.append(value.detach())
-            else:
+        rounded: list[tuple[torch.Tensor, torch.Tensor]] = []
+        for (name, average), value in zip(self.model.named_parameters(), self.source.parameters(), strict=True):
+            if not average.is_floating_point():
                 average.copy_(value)
-        if averages:
-            torch._foreach_lerp_(averages, values, weight)
+                continue
+            values.append(value)
+            if average.dtype in HALF:
+                averages.append(self._unrounded(name, average))
+                rounded.append((average, averages[-1]))
+            else:
+                averages.append(average)
+        self._pairs_of(averages, values).update(weight)
+        for half, wide in rounded:
+            half.copy_(wide)
         for kept, buffer in zip(self.model.buffers(), self.source.buffers(), strict=True):
             kept.copy_(buffer)
         self.updates += 1
 
+    def _unrounded(self, name: str, average: torch.Tensor) -> torch.Tensor:
+        """The float32 average of which `average` is the rounding; where it is not, `average` itself."""
+        wide = self._wide.get(name)
+        if wide is None or wide.shape != average.shape:
+            wide = average.float()
+        else:
+            wide = wide.to(average.device)
+            torch.where(wide.to(average.dtype) == average, wide, average.float(), out=wide)
+        self._wide[name] = wide
+        return wide
+
+    def _pairs_of(self, averages: list[torch.Tensor], values: list[torch.Tensor]) -> ParameterAverages:
+        """What updates these tensors: the last one, if it does."""
+        last = self._pairs
+        if last is None or not all(
+            len(a) == len(b) and all(map(operator.is_, a, b))
+            for a, b in ((last.averages[0], averages), (last.parameters, values))
+        ):
+            last = self._pairs = ParameterAverages(averages, values)
+        return last
+
     def state_dict(self) -> dict[str, Any]:
         """What `load_state_dict` needs to go on as if never interrupted."""
-        return {"updates": self.updates, "model": self.model.state_dict()}
+        return {"updates": self.updates, "model": self.model.state_dict(), "wide": dict(self._wide)}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.model.load_state_dict(state["model"])
         self.updates = int(state["updates"])
+        self._wide = {name: wide.clone() for name, wide in state.get("wide", {}).items()}

@@ -11,6 +11,7 @@ from halfbridge.solvers import grids, reference
 from halfbridge.solvers.algebra import NotLinear
 from halfbridge.solvers.ancestral import Ancestral, ReverseDiffusion
 from halfbridge.solvers.ddim import DDIM
+from halfbridge.solvers.divergence import Hutchinson, HutchPP, divergence
 from halfbridge.solvers.dpm import DPMSolver, DPMSolverPP
 from halfbridge.solvers.euler import EulerMaruyama
 from halfbridge.solvers.field import Field, FieldOutputError
@@ -40,7 +41,8 @@ __version__ = "0.1.0"
 __all__ = [
     "DDIM", "EDM", "ODE", "OU", "SDE", "VE", "VP",
     "Ancestral", "Brownian", "Certificate", "CosineVP", "DPMSolver", "DPMSolverPP", "DiscreteVP", "EulerMaruyama",
-    "Field", "FieldOutputError", "Heun", "Langevin", "LinearProcess", "MultistepSolver", "NonFiniteError", "NotLinear",
-    "Plan", "PredictorCorrector", "Process", "ReverseDiffusion", "Solution", "Solver", "State", "SubVP",
-    "certify", "grids", "kernels", "nets", "plan", "reference", "sample", "solve", "training",
+    "Field", "FieldOutputError", "Heun", "HutchPP", "Hutchinson", "Langevin", "LinearProcess", "MultistepSolver",
+    "NonFiniteError", "NotLinear", "Plan", "PredictorCorrector", "Process", "ReverseDiffusion", "Solution", "Solver",
+    "State", "SubVP",
+    "certify", "divergence", "grids", "kernels", "nets", "plan", "reference", "sample", "solve", "training",
 ]  # fmt: skip

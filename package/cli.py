@@ -1,14 +1,16 @@
-"""The `halfbridge` command: demo, table, certify. Errors are one line on stderr and exit status 2."""
+"""The `halfbridge` command: demo, table, certify, bench. Errors are one line on stderr and exit status 2."""
 
 from __future__ import annotations
 
 import argparse
 import difflib
+import importlib
 import json
 import os
 import re
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 from typing import NoReturn
 
 import halfbridge as hb
@@ -57,6 +59,17 @@ def _certify(options: argparse.Namespace) -> int:
     certificate = hb.certify(names.load_solver(options.solver))
     print(certificate)
     return 0 if certificate.passed else 1
+
+
+def _bench(options: argparse.Namespace) -> int:
+    folder = next(
+        (f for f in (Path.cwd(), Path(hb.kernels.__file__).parents[1]) if (f / "benchmarks/kernels.py").exists()), None
+    )
+    if folder is None:
+        raise ImportError("the benchmarks are not installed with the package; run this in a checkout of its source")
+    sys.path.insert(0, str(folder))
+    importlib.import_module("benchmarks.kernels").main(options.arguments)
+    return 0
 
 
 def _fail(message: str, status: int = 2) -> int:
@@ -110,4 +123,13 @@ def _parser() -> argparse.ArgumentParser:
     )
     certify.add_argument("solver", metavar="NAME|module:Class", help="e.g. dpm3, 'DDIM(eta=1)', my_solvers:Midpoint")
     certify.set_defaults(run=_certify)
+
+    bench = commands.add_parser(
+        "bench",
+        help="time the kernels against eager torch and the memory's bandwidth (in a checkout of the source)",
+        description="Time the kernels, as python -m benchmarks.kernels does.",
+    )
+    bench.add_argument("what", choices=["kernels"])
+    bench.add_argument("arguments", nargs=argparse.REMAINDER, help="of benchmarks.kernels: see bench kernels --help")
+    bench.set_defaults(run=_bench)
     return parser

@@ -67,8 +67,9 @@ class Combine:
 class Apply:
     """out = an opaque primitive of `vectors` and at most one draw: not linear, with a kernel of its own.
 
-    `run(vectors, noise, out)` gets the tensors, a function `noise(shape=None)` that makes the draw's normal, and a buffer
-    that it may write. `label` is what the table prints.
+    `run(vectors, noise, out, *numbers)` gets the tensors, a function `noise(shape=None)` that makes the draw's normal, a
+    buffer that it may write, and what depends on the grid (times, coefficients), which a captured run may change. `label`
+    is what the table prints.
     """
 
     out: str
@@ -76,6 +77,7 @@ class Apply:
     vectors: tuple[str, ...]
     run: Callable[..., torch.Tensor]
     draw: Draw | None = None
+    numbers: tuple[float, ...] = ()
 
 
 Op: TypeAlias = Evaluate | Combine | Apply
@@ -262,9 +264,10 @@ class Trace:
         return self.vector(out), self.vector(name)
 
     def apply(
-        self, label: str, run: Callable[..., torch.Tensor], vectors: Iterable[Vector], normal: Vector | None
-    ) -> Vector:
-        """An opaque primitive of stored vectors and one normal (the symbol `draw()` returned)."""
+        self, label: str, run: Callable[..., torch.Tensor], vectors: Iterable[Vector], normal: Vector | None,
+        numbers: tuple[float, ...] = (),
+    ) -> Vector:  # fmt: skip
+        """An opaque primitive of stored vectors and one normal (the symbol `draw()` returned); see Apply."""
         names = tuple(self.materialise(v) for v in vectors)
         draw = None
         if normal is not None:
@@ -273,7 +276,7 @@ class Trace:
                 raise ValueError(f"{label}: the normal must be what draw() returned, got {normal!r}")
             draw = self.draws[name]
         out = self._fresh("v")
-        self.ops.append(Apply(out, label, names, run, draw))
+        self.ops.append(Apply(out, label, names, run, draw, numbers))
         return self.vector(out)
 
     def name_if_noisy(self, v: Vector) -> Vector:

@@ -86,20 +86,20 @@ class Langevin(Solver):
 
 def _snr_step(x: Any, score: Any, z: Any, solver: Langevin, factor: float) -> Any:
     """The step whose size is a ratio of norms: not linear, hence a primitive of its own in a plan."""
-    rule: dict[str, Any] = {"snr": solver.snr, "factor": factor, "norm": solver.norm}
+    rule: dict[str, Any] = {"snr": solver.snr, "norm": solver.norm}
     if not isinstance(x, Vector):
-        return langevin(x, score, noise=z, **rule)
+        return langevin(x, score, noise=z, factor=factor, **rule)
     terms = list(score.terms.items())
     scale = 1.0
     if len(terms) == 1:  # a multiple of a stored vector: no pass is spent on forming the score
         scale = terms[0][1]
         score = x.trace.vector(terms[0][0])
 
-    def run(vectors: Sequence[torch.Tensor], noise: Any, out: torch.Tensor | None) -> torch.Tensor:
-        return langevin(vectors[0], vectors[1], noise=noise.fused(), scale=scale, out=out, **rule)
+    def run(v: Sequence[torch.Tensor], noise: Any, out: torch.Tensor | None, scale: Any, factor: Any) -> torch.Tensor:
+        return langevin(v[0], v[1], noise=noise.fused(), scale=scale, factor=factor, out=out, **rule)
 
     label = f"langevin(snr={solver.snr:g}, factor={factor:.6g}, score={scale:+.6g})"
-    return x.trace.apply(label, run, [x, score], z)
+    return x.trace.apply(label, run, [x, score], z, (scale, factor))
 
 
 @dataclass(frozen=True)

@@ -95,8 +95,10 @@ def _rename(step: Step, names: dict[str, str]) -> Step:
 
 
 class Instruction(NamedTuple):
-    """An operation on registers. `gather` picks its inputs; `reuse` is the register whose buffer the result overwrites (the
-    last register, always empty, for a new buffer); `frees` are the registers that nobody reads afterwards."""
+    """An operation on registers. `gather` picks its inputs, those of `sources`; `reuse` is the register whose buffer the
+    result overwrites (the last register, always empty, for a new buffer); `frees` are the registers that nobody reads
+    afterwards.
+    """
 
     op: Op
     out: int
@@ -106,6 +108,7 @@ class Instruction(NamedTuple):
     scale: float = 0.0
     reuse: int = -1
     frees: tuple[int, ...] = ()
+    sources: tuple[int, ...] = ()
 
 
 def _gather(sources: tuple[int, ...]) -> Callable[[list[Any]], tuple[Any, ...]]:
@@ -190,7 +193,8 @@ def lower(steps: Sequence[Step]) -> Program:
             draw, scale = (None, 0.0) if isinstance(op, Evaluate) else (op.draw, getattr(op, "scale", 0.0))
             frees = registers.release(dead)
             reuse = -1 if reuse is None else reuse
-            instructions.append(Instruction(op, out, _gather(sources), coefficients, draw, scale, reuse, frees))
+            gather = _gather(sources)
+            instructions.append(Instruction(op, out, gather, coefficients, draw, scale, reuse, frees, sources))
         program.append(tuple(instructions))
         outs.append(registers.of[step.out])
         pasts.append(map_past(step.past, lambda name: Register(registers.of[name]), Name))

@@ -10,7 +10,7 @@ import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -23,6 +23,9 @@ from halfbridge.solvers.past import Name, leaves, map_past
 from halfbridge.solvers.problems import ODE, SDE, Problem, ReverseSDE
 from halfbridge.solvers.processes import Process
 from halfbridge.solvers.solver import Solver
+
+if TYPE_CHECKING:
+    from halfbridge.solvers.capture import Capture
 
 __all__ = ["Plan", "Step", "plan"]
 
@@ -101,10 +104,21 @@ class Plan:
         object called (draw, t, s, like); needed only where the solver draws. first: the global index of x[0].
         checks: that each evaluation has x's shape, dtype and device (False: only the first). The result is not looked at for
         NaN: hb.solve does that. Differentiable in x and in the field's parameters when grad mode is on.
+        torch.compile traces a run whole, its coefficients as constants.
         """
+        if torch.compiler.is_compiling():
+            from halfbridge.solvers.whole import PlanNumbers, run_whole
+
+            return run_whole(self, field, x, PlanNumbers(seed, first))
         from halfbridge.solvers.runner import execute
 
         return execute(self, field, x, seed, first, checks=checks)
+
+    def capture(self, field: Problem, x: torch.Tensor, seed: int | None = None, first: int = 0) -> Capture:
+        """The run recorded for replays: one CUDA graph on a GPU. See `halfbridge.solvers.capture.Capture`."""
+        from halfbridge.solvers.capture import Capture
+
+        return Capture(self, field, x, seed, first)
 
     def __str__(self) -> str:
         from halfbridge.solvers.table import render
@@ -138,7 +152,9 @@ def plan(
         problem = process
     else:
         raise TypeError(f"process must be a Process, a Field, an SDE or an ODE, got {type(process).__name__}")
-    return trace(solver, problem, check_grid(problem, grid))
+    made = trace(solver, problem, check_grid(problem, grid))
+    _ = made.program  # here and not at the first run: torch.compile cannot trace the filling of a cached property
+    return made
 
 
 def check_grid(problem: Problem, grid: Any) -> np.ndarray[Any, np.dtype[np.float64]]:

@@ -112,7 +112,7 @@ class SDE:
             return 0.0 if float(g) == 0.0 else float(g) * draw()
         if isinstance(x, Vector):
             return x.trace.apply(
-                f"diffusion({t:.6g})", lambda vectors, noise, out: self._diffuse(t, vectors[0], noise), [x], draw()
+                f"diffusion({t:.6g})", lambda v, noise, out, t: self._diffuse(t, v[0], noise), [x], draw(), (t,)
             )
         return self._diffuse(t, x, draw)
 

@@ -16,7 +16,7 @@ from halfbridge.solvers.plan import Plan
 from halfbridge.solvers.problems import ODE, SDE
 from halfbridge.solvers.solver import Solver
 
-__all__ = ["NonFiniteError", "State", "check_state", "execute", "execute_on_tensors"]
+__all__ = ["NonFiniteError", "State", "check_plan", "check_state", "execute", "execute_on_tensors"]
 
 
 class State(NamedTuple):
@@ -48,7 +48,7 @@ def execute(
 
     checks: every evaluation must be like the state, not only the first. check_each: states and evaluations must be finite.
     """
-    _same_kind(plan, problem)
+    check_plan(plan, problem)
     state = x if isinstance(x, State) else State(x, 0)
     check_state(state.x)
     program, begin = plan.program, state.step
@@ -67,7 +67,7 @@ def execute(
     shape, dtype, device, plain = x.shape, x.dtype, x.device, torch.Tensor
     unseen = True
     for i in range(begin, len(plan.steps)):
-        for op, out, gather, coefficients, draw, scale, reuse, frees in program.steps[i]:
+        for op, out, gather, coefficients, draw, scale, reuse, frees, _ in program.steps[i]:
             if isinstance(op, Evaluate):
                 (at,) = gather(registers)
                 value = evaluate(op.t, at)
@@ -97,7 +97,7 @@ def execute(
                     value = _noisy(combine, gather(registers), coefficients, draw, scale, normals, buffer)
             else:
                 noise = None if draw is None else OneNormal(normals, draw)
-                value = op.run(gather(registers), noise, registers[reuse] if in_place else None)
+                value = op.run(gather(registers), noise, registers[reuse] if in_place else None, *op.numbers)
             registers[out] = value
             if frees:
                 for r in frees:
@@ -173,7 +173,8 @@ def check_state(x: Any) -> None:
         )
 
 
-def _same_kind(plan: Plan, problem: Any) -> None:
+def check_plan(plan: Plan, problem: Any) -> None:
+    """Raise unless `plan` was made for a problem of this kind, process, prediction and diffusion."""
     planned = plan.problem
     kind = Field if isinstance(planned, Field) else ODE if isinstance(planned, ODE) else SDE
     if not isinstance(problem, kind):

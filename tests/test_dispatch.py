@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 import threading
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -13,6 +14,8 @@ import torch
 from halfbridge.kernels import Noise, backend, combine, dispatch, normal, use
 
 HAS_NUMBA = importlib.util.find_spec("numba") is not None
+HAS_TRITON = importlib.util.find_spec("triton") is not None
+needs_triton = pytest.mark.skipif(not HAS_TRITON, reason="triton is not installed")
 needs_numba = pytest.mark.skipif(not HAS_NUMBA, reason="numba is not installed")
 
 
@@ -36,7 +39,6 @@ def test_every_kernel_has_a_reference() -> None:
 
 def test_default_is_the_fastest_installed() -> None:
     assert backend() == ("numba" if HAS_NUMBA else "reference")
-    assert backend("cuda") == "reference"  # until Triton's kernels are in the table
     assert backend(torch.device("meta")) == "reference"
 
 
@@ -67,32 +69,39 @@ def test_unknown_backend_lists_the_known_ones() -> None:
         pass
 
 
-def test_triton_without_kernels_is_refused_naming_what_is_available() -> None:
-    with (
-        pytest.raises(RuntimeError, match=r"'triton': this backend has no kernels yet; available here: reference"),
-        use("triton"),
-    ):
-        pass
-
-
-def with_triton_row(monkeypatch: pytest.MonkeyPatch) -> None:
-    row = dispatch.Implementation("halfbridge.kernels.combine", "combine_reference", dtypes=(torch.float32,))
-    monkeypatch.setitem(dispatch.TABLE, ("combine", "triton"), row)
-    monkeypatch.setattr(dispatch, "found", lambda package: True)
-
-
-def test_a_new_row_serves_its_device_and_callers_do_not_change(monkeypatch: pytest.MonkeyPatch) -> None:
-    with_triton_row(monkeypatch)
-    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
-    assert backend("cuda") == "triton"
+@needs_triton
+def test_triton_serves_gpus_and_on_the_cpu_only_its_interpreter(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert backend("cuda") == "triton"  # conftest asks for the interpreter, which needs no driver
     with use("triton"):
-        assert backend("cuda") == "triton"
-        with pytest.raises(RuntimeError, match="TRITON_INTERPRET=1"):
-            combine([torch.ones(1, 2)], [1.0])
-        monkeypatch.setenv("TRITON_INTERPRET", "1")
+        assert backend() == backend("cuda") == "triton"
         assert combine([torch.ones(1, 2)], [2.0]).tolist() == [[2.0, 2.0]]
-        assert normal((2, 2), 0).dtype == torch.float32  # triton lacks `normal`: its reference runs
-    monkeypatch.delitem(dispatch._loaded, ("combine", "triton"))
+        monkeypatch.delenv("TRITON_INTERPRET")
+        with pytest.raises(RuntimeError, match="on the CPU; set TRITON_INTERPRET=1"):
+            combine([torch.ones(1, 2)], [1.0])
+
+
+@needs_triton
+def test_triton_without_a_driver_leaves_gpus_to_the_reference(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(dispatch, "driver_error", lambda: "Triton finds no driver: 0 active drivers")
+    monkeypatch.setattr(dispatch, "_broken", set())
+    assert backend("cuda") == "reference"
+    with use("triton"), pytest.raises(RuntimeError, match="cannot run on cuda here: Triton finds no driver: 0 active"):
+        backend("cuda")
+    with pytest.warns(RuntimeWarning, match="'triton' backend is installed but cannot run here .*; the reference runs"):
+        assert dispatch.resolve("normal", "cuda", torch.float32, 4) is dispatch.load("normal", "reference")
+    assert "triton" not in dispatch.available()
+
+
+@needs_triton
+def test_a_driver_that_triton_does_not_find_is_said() -> None:
+    code = """
+from halfbridge.kernels import backend
+from halfbridge.kernels.dispatch import driver_error
+print(backend("cuda"), "|", driver_error())
+"""
+    name, reason = run_python(code, TRITON_INTERPRET="0").strip().split(" | ")
+    assert (name == "triton") == (reason == "")
+    assert torch.cuda.is_available() or "no driver" in reason
 
 
 @needs_numba
@@ -103,10 +112,12 @@ def test_numba_is_refused_for_tensors_elsewhere() -> None:
 
 @needs_numba
 def test_a_dtype_that_numba_lacks_runs_the_reference_in_that_dtype() -> None:
+    x = normal((30, 5), 1, dtype=torch.bfloat16)
     with use("numba"):
-        compiled = normal((30, 5), 1, dtype=torch.float64)
+        compiled = combine([x, x], [0.3, 1.1])
     with use("reference"):
-        assert torch.equal(compiled, normal((30, 5), 1, dtype=torch.float64))
+        assert torch.equal(compiled, combine([x, x], [0.3, 1.1]))
+    assert compiled.dtype == torch.bfloat16
 
 
 def test_not_installed_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -151,17 +162,31 @@ print({{'numba', 'triton', 'llvmlite'}} & set(sys.modules))
 
 
 @needs_numba
-def test_large_requests_and_much_eager_work_load_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    key = ("normal", "numba")
-    cost = dispatch.TABLE[key].load_cost
-    for elements in (cost, cost // 8, 1):
+@pytest.mark.parametrize("imported", [False, True])
+@pytest.mark.parametrize("kernel", ["normal", "combine"])
+def test_large_requests_and_much_eager_work_load_it(
+    monkeypatch: pytest.MonkeyPatch, kernel: str, imported: bool
+) -> None:
+    entry = dispatch.TABLE[kernel, "numba"]
+    cost = entry.load_cost // (dispatch.IMPORTED if imported else 1)
+    monkeypatch.setattr(dispatch, "sys", SimpleNamespace(modules={"numba": None} if imported else {}))
+    for elements in (cost, cost // 8, 1_000_000):
         monkeypatch.setattr(dispatch, "_loaded", {})
         monkeypatch.setattr(dispatch, "_spent", {})
         eager = 0
-        while not dispatch.pays("normal", "numba", elements):
+        while not dispatch.pays(kernel, "numba", elements):
             eager += 1
-        assert eager == -(-cost // (elements + dispatch.CALL_COST)) - 1
-    assert dispatch.TABLE[key].load_cost > 100 * dispatch.CALL_COST
+        assert eager == -(-cost // (elements + entry.call_cost)) - 1
+    assert cost > 20 * entry.call_cost
+
+
+@needs_numba
+def test_select_names_the_backend_whose_function_it_gives() -> None:
+    with use("numba"):
+        name, run = dispatch.select("combine", "cpu", torch.float32)
+        assert (name, run) == ("numba", dispatch.load("combine", "numba"))
+        name, run = dispatch.select("combine", "cpu", torch.bfloat16)
+        assert (name, run) == ("reference", dispatch.load("combine", "reference"))
 
 
 @needs_numba
@@ -202,28 +227,26 @@ with use("numba"):
 
 
 @needs_numba
-def test_a_folder_that_cannot_be_written_costs_the_cache_not_the_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
-    module = importlib.import_module("halfbridge.kernels.normal_numba")
+def test_a_folder_that_cannot_be_written_costs_the_cache_not_the_kernel() -> None:
+    compiler = importlib.import_module("halfbridge.kernels.cpu.compiler")
     tried: list[bool] = []
 
-    def build(fingerprint: str, cache: bool) -> Any:
+    def build(cache: bool) -> Any:
         tried.append(cache)
         if cache:
             raise RuntimeError("cannot cache function 'kernel': no locator available")
-        return kernel
+        return "kernel"
 
-    kernel = module.load()
-    monkeypatch.setattr(module, "build", build)
-    monkeypatch.setattr(module, "_kernel", None)
-    assert module.load() is kernel
+    assert compiler.cached(build) == "kernel"
     assert tried == [True, False]
 
 
 @needs_numba
-def test_the_cache_key_changes_with_the_files_compiled_in() -> None:
-    module = importlib.import_module("halfbridge.kernels.normal_numba")
-    keys = {module.build(text, cache=False).py_func.__closure__[0].cell_contents for text in ("one", "two")}
-    assert keys == {"one", "two"}
+@pytest.mark.parametrize("kernel", ["normal", "combine"])
+def test_the_cache_key_changes_with_the_files_compiled_in(kernel: str) -> None:
+    module = importlib.import_module(f"halfbridge.kernels.cpu.{kernel}")
+    made = [module.build(torch.float32, text, cache=False) for text in ("one", "two")]
+    assert [{cell.cell_contents for cell in k.py_func.__closure__} for k in made] == [{"one"}, {"two"}]
 
 
 def test_noise_is_a_plain_named_tuple() -> None:

@@ -9,6 +9,7 @@ import pytest
 import torch
 from gaussians import F64, MEANS, MIXTURES, VIEWS, WEIGHTS, by_mixture, by_name, by_view, covariances, random, tensor
 
+from halfbridge.kernels import mixture_reference
 from halfbridge.solvers.processes import EDM, OU, VE, VP
 from halfbridge.solvers.reference import posterior
 from halfbridge.solvers.reference.gaussian import Gaussian
@@ -218,7 +219,8 @@ def test_blocks_do_not_change_values_or_gradients(mixture, predicts, monkeypatch
         return value.detach(), density.detach(), gradient
 
     whole = everything()
-    monkeypatch.setattr(posterior, "LOGITS", 6)
+    monkeypatch.setattr(mixture_reference, "LOGITS", 6)
+    monkeypatch.setattr(mixture_reference, "WIDTH", 2)
     monkeypatch.setattr(posterior, "STREAM", 7)
     for one, other in zip(everything(), whole, strict=True):
         torch.testing.assert_close(one, other, rtol=1e-12, atol=1e-12)

@@ -8,6 +8,7 @@ import torch
 from gaussians import F64, VIEWS, covariances, random, tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from halfbridge.kernels import mixture_reference
 from halfbridge.solvers.processes import EDM, VP
 from halfbridge.solvers.reference import posterior
 from halfbridge.solvers.reference.mixture import GaussianMixture
@@ -90,7 +91,7 @@ def test_scalar_covariances_need_blocks_of_rows_by_components_only(n, k, d, kind
     with LargestTensor() as seen:
         mixture.at(VP(), 0.3).log_prob(x)
         mixture.field(VP()).evaluate(0.3, x)
-    assert seen.numel <= max(posterior.LOGITS, 2 * k * d, n * d)
+    assert seen.numel <= max(mixture_reference.LOGITS, 2 * k * d, n * d)
     assert seen.numel < n * k * d / 3
 
 

@@ -193,6 +193,55 @@ def test_an_ema_goes_on_from_its_state_to_the_last_bit():
     assert torch.equal(whole.model.weight, second.model.weight)
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_averages_of_half_parameters_do_not_stand_still(dtype):
+    net = torch.nn.Linear(4, 4, bias=False).to(dtype)
+    torch.nn.init.ones_(net.weight)
+    ema = EMA(net, 0.9999, warmup=False)
+    torch.nn.init.constant_(net.weight, 2.0)
+    for _ in range(200):
+        ema.update()
+    assert torch.equal(ema.model.weight, torch.full((4, 4), 2 - 0.9999**200).to(dtype))
+    assert ema.model(torch.ones(2, 4, dtype=dtype)).dtype == dtype
+
+
+def test_an_ema_of_a_half_network_goes_on_from_its_state_to_the_last_bit():
+    net = torch.nn.Linear(3, 3).to(torch.bfloat16)
+    first, second = EMA(net, 0.99), EMA(net, 0.99)
+    for k in range(30):
+        torch.nn.init.constant_(net.weight, math.sin(k))
+        if k == 20:
+            second.load_state_dict(first.state_dict())
+        for ema in (first, second)[: 1 if k < 20 else 2]:
+            ema.update()
+    one, other = first.state_dict(), second.state_dict()
+    assert one["updates"] == other["updates"]
+    for part in ("model", "wide"):
+        assert one[part].keys() == other[part].keys()
+        assert all(torch.equal(one[part][name], other[part][name]) for name in one[part])
+    assert one["wide"]["weight"].dtype == torch.float32
+
+
+def test_a_half_average_that_was_written_to_goes_on_from_there():
+    net = torch.nn.Linear(1, 2, bias=False).to(torch.bfloat16)
+    ema = EMA(net, 0.5, warmup=False)
+    torch.nn.init.constant_(net.weight, 1.0)
+    ema.update()
+    ema.model.weight.copy_(torch.tensor([[3.0], [5.0]]))
+    ema.update()
+    assert torch.equal(ema.model.weight, torch.tensor([[2.0], [3.0]], dtype=torch.bfloat16))
+
+
+def test_an_ema_follows_a_network_whose_parameters_are_replaced():
+    net = torch.nn.Linear(2, 2, bias=False)
+    ema = EMA(net, 0.5, warmup=False)
+    start = net.weight.detach().clone()
+    ema.update()
+    net.weight = torch.nn.Parameter(start + 4)
+    ema.update()
+    assert torch.allclose(ema.model.weight, start + 2)
+
+
 @pytest.mark.parametrize("decay", [-0.1, 1.0, math.nan])
 def test_an_ema_refuses_a_decay_outside_zero_to_one(decay):
     with pytest.raises(ValueError, match="decay"):

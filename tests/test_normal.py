@@ -115,6 +115,7 @@ def test_worst_pair_of_words_found_by_exhaustion() -> None:
 
 
 @needs_numba
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @settings(max_examples=60, deadline=None)
 @given(
     st.integers(1, 3),
@@ -128,13 +129,27 @@ def test_worst_pair_of_words_found_by_exhaustion() -> None:
     st.one_of(st.integers(0, 2**64 - 2000), st.integers(2**32 - 1500, 2**32)),
 )
 def test_numba_and_reference_have_the_same_bits(
-    draws: int, shape: tuple[int, int], seed: int, draw: int, first: int
+    dtype: torch.dtype, draws: int, shape: tuple[int, int], seed: int, draw: int, first: int
 ) -> None:
     with use("numba"):
-        compiled = normal_block(shape, seed, range(draw, draw + draws), first)
+        compiled = normal_block(shape, seed, range(draw, draw + draws), first, dtype)
     with use("reference"):
-        eager = normal_block(shape, seed, range(draw, draw + draws), first)
+        eager = normal_block(shape, seed, range(draw, draw + draws), first, dtype)
     assert torch.equal(compiled, eager)
+
+
+@needs_numba
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_compiled_stages_have_the_bits_of_the_formulas_at_every_border(dtype: torch.dtype) -> None:
+    stages = importlib.import_module("halfbridge.kernels.cpu.normal").compiled(dtype)
+    some = torch.randint(0, 2**32, (100_000,), generator=torch.Generator().manual_seed(1))
+    w = torch.cat([torch.tensor(BORDERS), some])
+    signed = w.numpy().astype(np.uint32).view(np.int32)
+    r, cos, sin = (torch.empty(len(w), dtype=dtype) for _ in range(3))
+    stages["radii"](signed, r.numpy(), len(w))
+    assert torch.equal(r, boxmuller.radius(w, dtype))
+    stages["turns"](signed, torch.ones(len(w), dtype=dtype).numpy(), cos.numpy(), sin.numpy(), len(w))
+    assert torch.equal(torch.stack([cos, sin]), torch.stack(boxmuller.direction(w, dtype)))
 
 
 @needs_numba

@@ -31,8 +31,8 @@ class GaussianMixture:
     covs: (k, d, d), one matrix each; or a number v, all C_k = v I; or (k,), C_k = v_k I. Point masses (0) and singular
     matrices are allowed. Lists, numpy arrays and tensors are accepted and copied to float64 on the CPU.
 
-    Scalar covariances are the fast case: distances by one matrix product, n x k numbers at a time. Full ones are
-    streamed over blocks of components. No (n, k, d) tensor is made. `len(mixture)` is k.
+    Scalar covariances are the fast case: `kernels.mixture_field`, by matrix products, or a kernel for x on a GPU. Full
+    ones are streamed over blocks of components. No (n, k, d) tensor is made. `len(mixture)` is k.
 
     Raises ValueError for wrong shapes, NaN or inf, weights that are negative or do not sum to 1, a negative variance,
     an asymmetric or indefinite matrix.
@@ -167,7 +167,7 @@ class GaussianMixture:
             law._core = law._posterior()
         return law
 
-    def field(self, process: Process, predicts: str = "noise") -> Field:
+    def field(self, process: Process, predicts: str = "noise", dtype: torch.dtype = torch.float64) -> Field:
         """The exact field of this data law under `process`, as one of "noise", "score", "data", "velocity".
 
         With S_k = alpha^2 C_k + sigma^2 I and r_k the posterior weight of component k given x (log-sum-exp), each
@@ -177,14 +177,21 @@ class GaussianMixture:
         Rounding: the exponents of r_k err as if every distance were formed from x - alpha m_k in float64, that is by
         ulps of themselves and of |x| |x - alpha m_k| / S_k, though scalar covariances get theirs from matrix products.
 
-        Raises ValueError for an unknown `predicts`, and when called where sigma(t) = 0.
+        dtype: torch.float32 lets scalar covariances be computed in float32 where a GPU's kernel does it (elsewhere float64
+        stays), several times faster on most. This is the field at x - alpha c of the means m_k - c, c their centre, all
+        rounded to float32: ulps of these over sigma in the noise. Rounding besides: see `kernels.mixture_field`.
+
+        Raises ValueError for an unknown `predicts` or another `dtype`, and when called where sigma(t) = 0.
         """
         core = self._core
+        if dtype != torch.float64 and (dtype != torch.float32 or isinstance(core, Full)):
+            allowed = "torch.float64" if isinstance(core, Full) else "torch.float64 or torch.float32"
+            raise ValueError(f"`dtype` = {dtype} is not one that this mixture's field is computed in; pass {allowed}")
 
         def fn(t: float, x: Tensor) -> Tensor:
             alpha, sigma = coefficients(process, t)
             rows = flat_rows(x, self.dim)
-            return core.field(predicts, rows, alpha, sigma).to(x.dtype).reshape(x.shape)
+            return core.field(predicts, rows, alpha, sigma, dtype).to(x.dtype).reshape(x.shape)
 
         return Field(process, fn, predicts=predicts)
 

@@ -1,0 +1,68 @@
+"""`python -m benchmarks.hutchinson_dot`: v . w with v made again, against a stored v, multiplied and summed by torch.
+
+The peer does not pay for making v, and needs memory for it. Rows: shape, kind and dtype, milliseconds (medians), the ratio of
+paired turns with its 20 and 80 % quantiles, error in ulp relative to sum_i |v_i w_i|. More than 2 ulp is not timed.
+"""
+
+from collections.abc import Callable, Iterator
+from functools import partial
+from typing import Literal
+
+import torch
+
+from benchmarks.case import Case, refuse_above
+from benchmarks.pairs import interleaved, provenance
+from halfbridge.kernels import hutchinson_dot, hutchinson_probe, normal
+
+ALLOWED = 2.0
+KINDS: tuple[Literal["rademacher", "gaussian"], ...] = ("rademacher", "gaussian")
+
+
+def aot_cases() -> Iterator[tuple[str, Callable[[], object], int, int]]:
+    """(label, launch, elements, bytes that must move) for the compiler without a GPU."""
+    from halfbridge.kernels.gpu.hutchinson_dot import hutchinson_dot_triton
+
+    for dtype in (torch.float32, torch.bfloat16, torch.float64):
+        for kind in ("rademacher", "gaussian"):
+            for shape in ((1024, 3072), (4096, 1024), (65536, 12), (65536, 2)):
+                jv = torch.empty((1, *shape), dtype=dtype)
+                yield (
+                    f"{kind}, samples of {shape[1]}, {str(dtype)[6:]}",
+                    lambda jv=jv, kind=kind: hutchinson_dot_triton(jv, 3, [1], 0, kind),
+                    jv.numel(),
+                    jv.nbytes + shape[0] * max(4, dtype.itemsize),
+                )
+
+
+def cases(device: str) -> Iterator[Case]:
+    """Signs and normals, short and long samples; the peer has v."""
+    for shape, dtype in (
+        ((4096, 2), torch.float32),
+        ((64, 3072), torch.float32),
+        ((64, 3072), torch.bfloat16),
+        ((4, 1 << 20), torch.float32),
+    ):
+        for kind in KINDS:
+            w, v = normal(shape, 1, dtype=dtype, device=device), hutchinson_probe(shape, 3, 1, 0, kind, dtype, device)
+            got, terms = hutchinson_dot(w, 3, 1, kind=kind), v.double() * w.double()
+            error = float(((got - terms.sum(1)).abs() / terms.abs().sum(1)).max()) / torch.finfo(got.dtype).eps
+            refuse_above(ALLOWED, error, f"hutchinson_dot at {shape}")
+            yield Case(
+                f"{shape} {kind} {str(dtype)[6:]}",
+                partial(hutchinson_dot, w, 3, 1, kind=kind),
+                lambda v=v, w=w: (v * w).sum(1),
+                w.nbytes,
+                error,
+            )
+
+
+def main() -> None:
+    print(provenance())
+    print(f"{'case':32s}   ours ms   torch ms    ratio  [20 %, 80 %]  error/ulp")
+    for case in cases("cpu"):
+        pair = interleaved(case.ours, case.peer, 15, 200 if case.bytes < 1 << 17 else 3)
+        print(f"{case.label:32s} {pair.row()}   {case.error:.2f}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,58 @@
+"""Launching a kernel: the tensor's device, options that must not be left to a version's default, numbers as bits."""
+
+import struct
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+
+def launch(kernel: Any, tiles: int | tuple[int, ...], like: Tensor, *arguments: Any, **constants: Any) -> None:
+    """kernel over a grid of `tiles` programs, on the device and current stream of `like`; nothing where there are none.
+
+    Fusing a multiplication and an addition is asked for: the instruction counts that keep noisy updates memory-bound
+    depend on it, and Triton's default changes.
+    """
+    grid = (tiles,) if isinstance(tiles, int) else tiles
+    if 0 in grid:
+        return
+    constants.setdefault("num_warps", 4)
+    if like.is_cuda and torch.cuda.current_device() != like.device.index:
+        with torch.cuda.device(like.device):
+            kernel[grid](*arguments, enable_fp_fusion=True, **constants)
+    else:
+        kernel[grid](*arguments, enable_fp_fusion=True, **constants)
+
+
+def accumulation(dtype: torch.dtype) -> torch.dtype:
+    """The dtype in which a kernel computes on states of `dtype`."""
+    return torch.float64 if dtype == torch.float64 else torch.float32
+
+
+def triton_dtype(dtype: torch.dtype) -> Any:
+    """The accumulation dtype as kernels take it."""
+    return tl.float64 if dtype == torch.float64 else tl.float32
+
+
+def bits(numbers: Sequence[float], dtype: torch.dtype) -> tuple[int, ...]:
+    """The numbers in the accumulation dtype of `dtype` as int64 bit patterns, which `numbers.number` reads in a kernel.
+
+    A Python float would arrive there as a float32, and with one kernel a type.
+    """
+    if dtype == torch.float64:
+        return struct.unpack(f"{len(numbers)}q", struct.pack(f"{len(numbers)}d", *numbers))
+    return struct.unpack(f"{len(numbers)}I", struct.pack(f"{len(numbers)}f", *numbers))
+
+
+@triton.jit
+def coefficient(pattern, table, j: tl.constexpr, DTYPE: tl.constexpr):
+    """Number j of a table in memory, or, where `table` is None, the number with those bits."""
+    if table is not None:
+        return tl.load(table + j).to(DTYPE)
+    elif DTYPE == tl.float64:
+        return pattern.to(tl.int64).to(tl.float64, bitcast=True)
+    else:
+        return pattern.to(tl.int32).to(tl.float32, bitcast=True)
