@@ -13,6 +13,7 @@ off by more than 2 of these is not timed.
 import argparse
 from collections.abc import Callable, Iterator
 from fractions import Fraction
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -21,8 +22,9 @@ from torch import Tensor
 from benchmarks.case import Case
 from benchmarks.pairs import Pair, interleaved, provenance
 from benchmarks.triad import on_threads, streamed, thread_counts, triad
-from halfbridge.kernels import Noise, backend, combine, normal, use
+from halfbridge.kernels import DeviceNoise, Noise, combine, normal, use
 from halfbridge.kernels.dispatch import available, resolve
+from halfbridge.kernels.dispatch import backend as running
 
 COEFFICIENTS = (0.97, -0.21, 0.3, 1.1, -0.07, 0.5)
 NOISE = Noise(0.3, 3, 1)
@@ -65,7 +67,7 @@ def cases(device: str) -> Iterator[Case]:
     for shape in ((1, 2), (64, 3072), (1000, 10_000)):
         for count, noise in ((2, False), (2, True), (5, False)):
             c = case(shape, torch.float32, count, noise, device)
-            error = checked_error(c, backend(device))
+            error = checked_error(c, running(device))
             label = f"{shape} k={count}{' noise' if noise else ''}"
             yield Case(
                 label,
@@ -74,6 +76,33 @@ def cases(device: str) -> Iterator[Case]:
                 streamed(c.out.numel(), c.out.dtype, count + 1),
                 error,
             )
+
+
+def aot_cases() -> Iterator[tuple[str, Callable[[], Any], int, int]]:
+    """Every dtype with and without noise, every number of inputs, samples of 1023 (not a multiple of 4) and of 12 elements
+    (many to a tile), and numbers in device memory."""
+    from halfbridge.kernels.gpu.combine import combine_triton
+
+    noise = NOISE
+    device = DeviceNoise(torch.tensor(0.5), torch.tensor([3, 1, 0]))
+
+    def made(label: str, dtype: torch.dtype, count: int, noise: Any = None, shape: tuple[int, int] = (256, 4096),
+             memory: bool = False) -> tuple[str, Callable[[], Any], int, int]:  # fmt: skip
+        vectors, out = [torch.empty(shape, dtype=dtype) for _ in range(count)], torch.empty(shape, dtype=dtype)
+        numbers = torch.full((count,), 0.5, dtype=torch.float64) if memory else [0.5] * count
+        moved = (count + 1) * out.numel() * out.element_size()
+        label = f"{str(dtype)[6:]}, {count} input{'s' * (count > 1)}{label}"
+        return label, partial(combine_triton, vectors, numbers, noise, out), out.numel(), moved
+
+    for dtype in (torch.float32, torch.bfloat16, torch.float16, torch.float64):
+        yield made("", dtype, 2)
+        yield made(", noise", dtype, 2, noise)
+    for count in (1, 3, 4, 5, 6):
+        yield made("", torch.float32, count)
+        yield made(", noise", torch.float32, count, noise)
+    yield made(", noise, numbers in memory", torch.float32, 2, device, memory=True)
+    yield made(", noise, samples of 1023", torch.float32, 2, noise, (1024, 1023))
+    yield made(", noise, samples of 12", torch.float32, 2, noise, (65536, 12))
 
 
 def error_ulp(c: Arguments, samples: int = 500) -> float:
@@ -196,15 +225,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--elements", type=int, nargs="*", default=[1_000_000, 10_000_000])
     parser.add_argument("--turns", type=int, default=15)
+    parser.add_argument("--backends", nargs="*", default=[name for name in available() if name != "triton"])
     arguments = parser.parse_args()
     print(provenance())
     print(
         f"{'backend':10s}{'dtype':8s}{'shape':>14s} vectors   form    thr {'peer':11s}"
         f"{'       ours        peer':38s}  ratio  [20 %, 80 %]  error/ulp"
     )
-    for backend in available():
-        if backend == "triton":
-            continue  # on CPU tensors that is its interpreter
+    for backend in arguments.backends:
         for row in small(backend, 5 * arguments.turns):
             print(show(row), flush=True)
         for elements in arguments.elements:

@@ -150,7 +150,7 @@ def check_real(name: str, value: Any, dtype: torch.dtype) -> float:
     if not isinstance(value, Real):
         raise TypeError(f"`{name}` is a {type(value).__name__}; pass a Python float (`.item()` of a 0-dim tensor)")
     number = float(value)
-    if not math.isfinite(number):
+    if not -math.inf < number < math.inf:  # torch.compile cannot trace isfinite of a float it made symbolic
         raise ValueError(f"`{name}` = {number} is not finite; check the times and the step that it was computed from")
     if abs(number) > LARGEST and dtype != torch.float64:
         raise ValueError(

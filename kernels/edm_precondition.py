@@ -3,7 +3,7 @@
 import math
 from collections.abc import Callable
 from numbers import Real
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -43,7 +43,7 @@ def edm_input(x: Tensor, sigma: float | Tensor, sigma_data: float = 0.5) -> tupl
     if isinstance(levels, Tensor):
         result: tuple[Tensor, Tensor] = dispatched("edm_input", (x,), levels.to(dtype), width)
         return result
-    c = scalings(levels, width)
+    c = Scalings(levels, width)
     return combine([x], [c.into]), torch.full((len(x),), c.label, dtype=dtype, device=x.device)
 
 
@@ -64,7 +64,7 @@ def edm_output(x: Tensor, output: Tensor, sigma: float | Tensor, sigma_data: flo
     levels, width = check_levels(x, sigma, sigma_data)
     if not isinstance(levels, Tensor):
         if output.dtype == x.dtype and not torch.compiler.is_compiling():
-            c = scalings(levels, width)
+            c = Scalings(levels, width)
             return combine([x, output], [c.skip, c.out])
         levels = torch.full((len(x),), levels, dtype=torch.float64, device=x.device)
     result: Tensor = dispatched("edm_output", (x, output), levels.to(inner_dtype(x.dtype)), width)
@@ -109,27 +109,40 @@ def check_positive(name: str, value: Any, dtype: torch.dtype) -> float:
     return number
 
 
-class Scalings(NamedTuple):
-    """c_skip, c_out, c_in and c_noise."""
-
-    skip: Any
-    out: Any
-    into: Any
-    label: Any
-
-
-def scalings(sigma: float | Tensor, sigma_data: float) -> Scalings:
-    """Of a noise level, in Python's floats, or of a tensor of them, in float64. c_out is the smaller of the two times what the
-    larger is of the root: a ratio of the smaller could vanish.
+class Scalings:
+    """c_skip, c_out, c_in and c_noise (`skip`, `out`, `into`, `label`) of a noise level, in Python's floats, or of a tensor of
+    them, in float64.
     """
-    if isinstance(sigma, Tensor):
-        s = sigma.double()
-        root = torch.hypot(s, torch.full_like(s, sigma_data))
-        out = torch.where(s.abs() < sigma_data, sigma_data / root * s, s / root * sigma_data)
-        return Scalings((sigma_data / root) ** 2, out, 1 / root, s.log() / 4)
-    number = math.hypot(sigma, sigma_data)
-    product = max(sigma, sigma_data) / number * min(sigma, sigma_data)
-    return Scalings((sigma_data / number) ** 2, product, 1 / number, math.log(sigma) / 4)
+
+    def __init__(self, sigma: float | Tensor, sigma_data: float) -> None:
+        self.root: Any
+        if isinstance(sigma, Tensor):
+            sigma = sigma.double()
+            self.root = torch.hypot(sigma, torch.full_like(sigma, sigma_data))
+        else:
+            self.root = math.hypot(sigma, sigma_data)
+        self.sigma: Any = sigma
+        self.data = sigma_data
+
+    @property
+    def skip(self) -> Any:
+        return (self.data / self.root) ** 2
+
+    @property
+    def out(self) -> Any:
+        """The smaller of sigma and sigma_data times what the larger is of the root: a ratio of the smaller could vanish."""
+        small, large = self.data / self.root * self.sigma, self.sigma / self.root * self.data
+        if isinstance(small, Tensor):
+            return torch.where(self.sigma.abs() < self.data, small, large)
+        return small if self.sigma < self.data else large
+
+    @property
+    def into(self) -> Any:
+        return 1 / self.root
+
+    @property
+    def label(self) -> Any:
+        return (self.sigma.log() if isinstance(self.sigma, Tensor) else math.log(self.sigma)) / 4
 
 
 def inner_dtype(dtype: torch.dtype) -> torch.dtype:
@@ -144,19 +157,19 @@ def scaled(x: Tensor, c: Tensor, inner: torch.dtype) -> Tensor:
 
 def edm_input_reference(x: Tensor, sigma: Tensor, sigma_data: float) -> tuple[Tensor, Tensor]:
     """`edm_input` without its checks, in eager torch, for sigma (batch,) in the inner dtype."""
-    c = scalings(sigma, sigma_data)
+    c = Scalings(sigma, sigma_data)
     return scaled(x, c.into, sigma.dtype).to(x.dtype), c.label.to(sigma.dtype)
 
 
 def edm_output_reference(x: Tensor, output: Tensor, sigma: Tensor, sigma_data: float) -> Tensor:
     """`edm_output` without its checks, in eager torch, for sigma (batch,) in the inner dtype."""
-    c = scalings(sigma, sigma_data)
+    c = Scalings(sigma, sigma_data)
     return (scaled(x, c.skip, sigma.dtype) + scaled(output, c.out, sigma.dtype)).to(x.dtype)
 
 
 def edm_scale_reference(x: Tensor, sigma: Tensor, sigma_data: float, part: str, dtype: torch.dtype) -> Tensor:
     """c x in `dtype`, c the scaling called `part` ("into", "skip" or "out"): what the gradients of the other two are."""
-    return scaled(x, getattr(scalings(sigma, sigma_data), part), sigma.dtype).to(dtype)
+    return scaled(x, getattr(Scalings(sigma, sigma_data), part), sigma.dtype).to(dtype)
 
 
 REFERENCES: dict[str, Callable[..., Any]] = {

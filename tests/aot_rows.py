@@ -84,7 +84,7 @@ def chosen(kernel: str, own: list[Case]) -> Iterator[tuple[Case, tuple[Target, .
 def rows_of(kernel: str) -> list[dict[str, Any]]:
     """Of one kernel; where it cannot be compiled, a row that says why, so that the others are still tested."""
     try:
-        pairs = chosen(kernel, collected([kernel])[0])
+        pairs = chosen(kernel, collected([kernel]))
         return [analysed(case, target).flat() for case, targets in pairs for target in targets]
     except Exception:
         return [{"kernel": kernel, "case": "", "target": "", "failure": traceback.format_exc()}]

@@ -22,6 +22,9 @@ from benchmarks.aot.cases import KERNELS  # noqa: E402
 pytestmark = pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="needs triton to compile kernels")
 NVIDIA = ("sm_80", "sm_90", "sm_100")
 UNALIGNED = ("samples of 1023",)  # no 16 bytes of such rows lie together where a thread can move them
+BY_DATA = (
+    "mixture_field",
+)  # what is computed and loaded there depends on the data, and much of it is loaded from a cache
 DTYPES = ("float32", "bfloat16", "float64")
 OCCUPANCY = {"float64": 0.125}  # at least; 0.375 for other types, of a float32 update 0.5
 Row = dict[str, Any]
@@ -41,9 +44,18 @@ def rows(tmp_path_factory: pytest.TempPathFactory) -> list[Row]:
 
 @pytest.fixture(params=KERNELS)
 def kernel_rows(request: pytest.FixtureRequest, rows: list[Row]) -> list[Row]:
-    found = [row for row in rows if row["kernel"] == request.param]
+    return rows_of(request.param, rows)
+
+
+@pytest.fixture(params=[kernel for kernel in KERNELS if kernel not in BY_DATA])
+def settled_rows(request: pytest.FixtureRequest, rows: list[Row]) -> list[Row]:
+    return rows_of(request.param, rows)
+
+
+def rows_of(kernel: str, rows: list[Row]) -> list[Row]:
+    found = [row for row in rows if row["kernel"] == kernel]
     if not found:
-        pytest.skip(f"{request.param} has no cases in benchmarks/{request.param}.py")
+        pytest.skip(f"{kernel} has no cases in benchmarks/{kernel}.py")
     assert not any("failure" in row for row in found), found[0]["failure"]
     return found
 
@@ -57,10 +69,10 @@ def name(row: Row) -> str:
     return f"{row['kernel']} {row['case']} on {row['target']}"
 
 
-def test_a_thread_moves_16_bytes_at_once(kernel_rows: list[Row]) -> None:
+def test_a_thread_moves_16_bytes_at_once(settled_rows: list[Row]) -> None:
     """But for a sample's own numbers: below 1 % of the traffic of states of this size. Where tensors of two types meet,
     the wider one's share is moved so."""
-    for row in kernel_rows:
+    for row in settled_rows:
         if not any(word in row["case"] for word in UNALIGNED):
             types = sum(dtype in row["case"] for dtype in DTYPES)
             assert row["narrow_share"] <= (0.01 if types < 2 else 0.34), name(row)
@@ -73,9 +85,9 @@ def test_nothing_spills(kernel_rows: list[Row]) -> None:
             assert not [a for a in launch["accesses"] if a["space"] == "local"], (name(row), launch["kernel"])
 
 
-def test_global_traffic_is_the_minimum(kernel_rows: list[Row]) -> None:
+def test_global_traffic_is_the_minimum(settled_rows: list[Row]) -> None:
     """Each input read once, the output written once: 1 % is for a sample's own numbers and the last tile's rest."""
-    for row in kernel_rows:
+    for row in settled_rows:
         assert not row["doubts"], name(row)
         assert 1.0 <= row["bytes"] / row["minimum_bytes"] <= 1.01, name(row)
 
@@ -84,8 +96,8 @@ def test_float32_kernels_have_no_float64_instruction(kernel_rows: list[Row]) -> 
     assert not [name(row) for row in kernel_rows if row["float64_in_float32"]]
 
 
-def test_enough_warps_are_resident(kernel_rows: list[Row]) -> None:
-    for row in kernel_rows:
+def test_enough_warps_are_resident(settled_rows: list[Row]) -> None:
+    for row in settled_rows:
         least = 0.5 if (row["kernel"], row["case"]) == ("combine", "float32, 2 inputs, noise") else 0.375
         least = next((bound for word, bound in OCCUPANCY.items() if word in row["case"]), least)
         heaviest = max(row["launches"], key=lambda launch: launch["programs"] * launch["instructions"])

@@ -166,3 +166,19 @@ def test_a_reader_that_goes_away_is_no_error():
 
 def test_version_is_the_packages(capsys):
     assert run(capsys, "--version")[:2] == (0, f"halfbridge {hb.__version__}\n")
+
+
+def test_bench_kernels_writes_a_table_and_a_plot(tmp_path, capsys):
+    assert main(["bench", "kernels", "hutchinson_probe", "--device", "cpu", "--out", str(tmp_path)]) == 0
+    header, *rows = (tmp_path / "kernels.csv").read_text().splitlines()
+    assert header.startswith("kernel,case,form,backend,device,microseconds")
+    assert {row.split(",")[0] for row in rows} == {"hutchinson_probe"}
+    assert (tmp_path / "kernels.png").stat().st_size > 1000
+    assert "hutchinson_probe" in capsys.readouterr().out
+
+
+def test_bench_names_the_kernels_there_are(capsys):
+    with pytest.raises(SystemExit) as stop:
+        main(["bench", "kernels", "convolve"])
+    assert stop.value.code == 2
+    assert "no kernel 'convolve'; there are combine, normal" in capsys.readouterr().err

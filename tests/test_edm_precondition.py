@@ -120,7 +120,7 @@ def test_a_sample_does_not_depend_on_its_batch(size: int, dtype: torch.dtype, ba
     sigma = normal((12,), 3).exp()
     with use(backend):
         whole = *edm_input(x, sigma), edm_output(x, output, sigma)
-        for k in (slice(0, 1), slice(3, 7), slice(8, 9)):
+        for k in (slice(0, 1), slice(3, 7), slice(11, 12)):
             part = (
                 *edm_input(x[k].clone(), sigma[k].clone()),
                 edm_output(x[k].clone(), output[k].clone(), sigma[k].clone()),

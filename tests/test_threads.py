@@ -29,7 +29,7 @@ def test_pieces_cover_the_range_and_shrink_to_the_least(total: int, workers: int
     sizes = [end - begin for begin, end in cut]
     assert sizes == sorted(sizes, reverse=True)
     assert all(size >= least for size in sizes[:-1])
-    assert all(size <= max(least, total / (2 * workers)) for size in sizes)
+    assert all(size <= max(least, 2 * total / (3 * workers)) for size in sizes)
 
 
 @pytest.mark.parametrize("total", [0, 1, 7, 1000, 4321])

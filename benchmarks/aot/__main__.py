@@ -23,7 +23,7 @@ def main() -> None:
     arguments = parser.parse_args()
     if unknown := set(arguments.kernels) - set(KERNELS):
         parser.error(f"no kernel {', '.join(sorted(unknown))}; there are {', '.join(KERNELS)}")
-    cases, missing = collected(arguments.kernels or KERNELS)
+    cases = collected(arguments.kernels or KERNELS)
     found = []
     for row in rows(cases, [t for t in TARGETS if t.name in arguments.targets]):
         found.append(row)
@@ -32,7 +32,7 @@ def main() -> None:
         )
     where = f"triton {version('triton')}, {provenance()}"
     arguments.out.parent.mkdir(parents=True, exist_ok=True)
-    arguments.out.write_text(page(found, missing, where), encoding="utf-8")
+    arguments.out.write_text(page(found, where), encoding="utf-8")
     if arguments.json:
         arguments.json.write_text(
             json.dumps({"provenance": where, "rows": [row.flat() for row in found]}, indent=1) + "\n"

@@ -75,9 +75,7 @@ def read(launch: Launch, target: Target) -> LaunchCode:
         slots=slots,
         float64=Counter({op: ops[op] for op in present if reader.is_float64(op)}),
         barriers=sum(times for op, times in ops.items() if reader.is_barrier(op)),
-        moved=meant.moved
-        if settled
-        else (path.loads + path.stores) * threads - (meant.loads + meant.stores - meant.moved),
+        moved=meant.moved,
         double="!tt.ptr<f64>" in ttir,
         philox=any(word in ttir for word in MULTIPLIER),
         doubts=doubts,

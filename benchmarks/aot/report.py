@@ -35,12 +35,10 @@ benchmarks.kernels` on that GPU.
 BEYOND = "; a separate pass for the noise would execute the same and also store and read it."
 
 
-def page(rows: Iterable[Row], missing: Sequence[str], provenance: str) -> str:
+def page(rows: Iterable[Row], provenance: str) -> str:
     parts = [INTRODUCTION, f"{provenance}\n", gpus()]
     for kernel, of_kernel in groupby(rows, key=lambda row: row.case.kernel):
         parts.append(section(kernel, list(of_kernel)))
-    if missing:
-        parts.append(f"Not compiled, as they have no cases yet: {', '.join(missing)}.\n")
     return "\n".join(parts)
 
 
@@ -63,11 +61,18 @@ def section(kernel: str, rows: Sequence[Row]) -> str:
 
 def cells(row: Row) -> tuple[object, ...]:
     code = row.heaviest
+    taken = (
+        row.target.gpu,
+        code.resources.registers,
+        f"{code.occupancy:.2f}",
+        max(c.resources.stack for c in row.launches),
+    )
+    if row.doubts:
+        return (*taken, *("?",) * 5, f"{row.minimum:.2f}", *("?",) * 3)
+    pipe, share = row.bound.arithmetic
     return (
-        row.target.gpu, code.resources.registers, f"{code.occupancy:.2f}",
-        max(launch.resources.stack for launch in row.launches), widths(code, False), widths(code, True), f"{row.shared:.3g}",
-        f"{row.instructions:.1f}", f"{row.moved:.2f}", f"{row.minimum:.2f}", row.bound.by, f"{row.bound.rate / 1e9:.0f}",
-        f"{row.bound.arithmetic[1]:.2f} ({row.bound.arithmetic[0]})",
+        *taken, widths(code, False), widths(code, True), f"{row.shared:.3g}", f"{row.instructions:.1f}", f"{row.moved:.2f}",
+        f"{row.minimum:.2f}", row.bound.by, f"{row.bound.rate / 1e9:.0f}", f"{share:.2f} ({pipe})",
     )  # fmt: skip
 
 
@@ -82,6 +87,9 @@ def remarks(rows: Sequence[Row]) -> list[str]:
     launches = rows[0].launches
     if len(launches) > 1:
         remarks.append("launches " + ", ".join(f"`{c.kernel}` of {c.programs} programs" for c in launches) + ".")
+    doubts = sorted({doubt for row in rows for doubt in row.doubts})
+    if doubts:
+        return [*remarks, "the path depends on data: " + "; ".join(doubts) + "."]
     hidden = [row for row in rows if row.bound.by == "memory"]
     over = ", ".join(f"{r.target.gpu} ({r.bound.arithmetic[1]:.2f} of it)" for r in rows if r not in hidden)
     if rows[0].philox and not over:
@@ -94,9 +102,6 @@ def remarks(rows: Sequence[Row]) -> list[str]:
         remarks.append(
             "float64 instructions without float64 data on " + names([row for row in rows if row.float64]) + "."
         )
-    doubts = sorted({doubt for row in rows for doubt in row.doubts})
-    if doubts:
-        remarks.append("not settled: " + "; ".join(doubts) + ".")
     return remarks
 
 

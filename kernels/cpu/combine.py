@@ -30,8 +30,8 @@ from halfbridge.kernels.noise import Noise
 VECTORS = 6  # of one call
 BLOCK = 1024  # elements, 8 KiB of float64: the output's block and those of two vectors stay in the L1 cache
 COUNTERS = 256  # of a block of normals
-THREAD_SHARE = 1 << 20  # bytes moved that are worth another thread: 25 to 50 us of work
-NOISY_SHARE = 1 << 13  # counters that are: 0.1 ms
+THREAD_SHARE = 1 << 21  # bytes moved that are worth another thread: 50 to 100 us of work
+NOISY_SHARE = 1 << 13  # counters that are: 100 us
 SMALL = 1 << 14  # elements that are not worth asking for the number of threads
 
 REAL = np.float32  # in the loops: the float type of the run

@@ -24,7 +24,7 @@ def share(work: Callable[[int, int], None], total: int, least: int) -> None:
     if threads == 1:
         work(0, total)
         return
-    left = pieces(total, threads, max(1, least // 4))
+    left = pieces(total, threads, max(1, least // 2))
 
     def take() -> None:
         while left:
@@ -46,13 +46,13 @@ def share(work: Callable[[int, int], None], total: int, least: int) -> None:
 
 
 def pieces(total: int, threads: int, least: int) -> deque[tuple[int, int]]:
-    """0 .. total cut into pieces of 1 / (2 threads) of what is left, but not below `least`: guided self-scheduling
-    (Polychronopoulos and Kuck 1987).
+    """0 .. total cut into pieces of 2 / (3 threads) of what is left, but not below `least`: guided self-scheduling
+    (Polychronopoulos and Kuck 1987), whose 1 / threads would leave a late thread no time to catch up.
     """
     cut: deque[tuple[int, int]] = deque()
     begin = 0
     while begin < total:
-        end = min(total, begin + max(least, (total - begin) // (2 * threads)))
+        end = min(total, begin + max(least, 2 * (total - begin) // (3 * threads)))
         cut.append((begin, end))
         begin = end
     return cut

@@ -56,7 +56,7 @@ def ema_kernel(
     size = tl.load(row).to(tl.int32)
     every = size | tl.load(row + 1)
     for k in tl.static_range(COUNT):
-        every |= 0
+        every |= tl.load(row + 2 + k)
     if every & 15 == 0:  # what begins and ends on 16 bytes is moved by 16 bytes
         blend(row, 0, w0, w1, w2, w3, weights, COUNT, AVERAGE, PARAMETER, 16, BLOCK, DTYPE)
     else:
