@@ -16,9 +16,14 @@ def extent(t: Tensor) -> tuple[int, int]:
 
 
 def same_elements(a: Tensor, b: Tensor) -> bool:
-    """The same elements in the same places: reading b[i] before writing a[i] is then safe element by element."""
+    """The same elements in the same places: reading b[i] before writing a[i] is then safe element by element. The stride
+    of an axis of one element says nothing.
+    """
     return a is b or (
-        a.data_ptr() == b.data_ptr() and a.shape == b.shape and a.stride() == b.stride() and a.dtype == b.dtype
+        a.data_ptr() == b.data_ptr()
+        and a.shape == b.shape
+        and a.dtype == b.dtype
+        and all(s == t or size == 1 for s, t, size in zip(a.stride(), b.stride(), a.shape, strict=True))
     )
 
 

@@ -12,6 +12,7 @@ from halfbridge.kernels.distances import cut, distances, nearest, points, unit
 LOGITS = 1 << 17  # entries of one (samples, components) block: 1 MB of float64, which a core's cache holds
 TABLE = 1 << 21  # entries of one (components, d) block
 WIDTH = 1 << 13  # components of a block at most, so that it holds several samples
+GPU = 16  # times larger blocks there, where work must outlast its launches
 LOWEST = -1e300  # stands for -inf where a difference is taken
 Pair = tuple[Tensor | None, Tensor | None]
 
@@ -78,8 +79,9 @@ def stream(x: Tensor, components: Components, mix: Mix | None) -> Iterator[tuple
         widest = s.max()
         narrower = (widest - s) / (s * widest)
         bias = torch.add(bias, s.log(), alpha=-0.5 * d)
-    width = min(k, WIDTH, max(1, TABLE // d))
-    height = max(1, LOGITS // width)
+    larger = 1 if x.device.type == "cpu" else GPU
+    width = min(k, WIDTH, max(1, larger * TABLE // d))
+    height = max(1, larger * LOGITS // width)
     parts = [slice(i, i + height) for i in range(0, max(1, len(x)), height)]
     samples = [Samples(rows, y, *cut(y, step)) for rows, y in zip(parts, torch.split(x.double(), height), strict=True)]
     found: list[Block] = []

@@ -17,14 +17,11 @@ import pytest
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 
-from benchmarks.aot.cases import KERNELS  # noqa: E402
+from benchmarks.aot.cases import BY_DATA, KERNELS  # noqa: E402
 
 pytestmark = pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="needs triton to compile kernels")
 NVIDIA = ("sm_80", "sm_90", "sm_100")
 UNALIGNED = ("samples of 1023",)  # no 16 bytes of such rows lie together where a thread can move them
-BY_DATA = (
-    "mixture_field",
-)  # what is computed and loaded there depends on the data, and much of it is loaded from a cache
 DTYPES = ("float32", "bfloat16", "float64")
 OCCUPANCY = {"float64": 0.125}  # at least; 0.375 for other types, of a float32 update 0.5
 Row = dict[str, Any]

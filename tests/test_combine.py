@@ -224,6 +224,16 @@ def test_out_may_overlap_the_vectors_in_any_way(
 
 
 @on_backends
+def test_out_may_be_a_vector_with_another_stride_along_an_axis_of_one(backend: str) -> None:
+    memory = normal((2,), 5)
+    x, out = memory.view(1, 2), memory.view(2, 1).t()
+    assert x.stride() != out.stride()
+    want = 6 * x.clone()
+    with use(backend):
+        assert torch.equal(combine([x, x, x], [1.0, 2.0, 3.0], out=out), want)
+
+
+@on_backends
 def test_out_may_lie_where_a_strided_vector_reaches(backend: str) -> None:
     memory = normal((24,), 5)
     out, reaching = memory[12:].view(3, 4), memory[::2].view(3, 4)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 from gaussians import F64, VIEWS, covariances, random, tensor
-from torch.utils._python_dispatch import TorchDispatchMode
+from largest_tensor import LargestTensor
 
 from halfbridge.kernels import mixture_reference
 from halfbridge.solvers.processes import EDM, VP
@@ -65,21 +65,6 @@ def test_far_tails_of_equal_components_keep_their_posterior():
     mean = math.tanh(0.3 / 1.5)  # of the two that are left, S = 0.5 + 1
     expected = tensor([[1e10 / 3, mean + (0.3 - mean) / 3]])
     torch.testing.assert_close(got, expected, rtol=1e-14, atol=0)
-
-
-class LargestTensor(TorchDispatchMode):
-    """Records the largest number of elements of any tensor made."""
-
-    def __init__(self):
-        super().__init__()
-        self.numel = 0
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        out = func(*args, **(kwargs or {}))
-        for value in out if isinstance(out, (tuple, list)) else (out,):
-            if isinstance(value, torch.Tensor):
-                self.numel = max(self.numel, value.numel())
-        return out
 
 
 @pytest.mark.parametrize(("n", "k", "d"), [(200, 1797, 64), (2000, 400, 8), (7, 4000, 30)])

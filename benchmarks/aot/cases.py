@@ -8,6 +8,7 @@ KERNELS = (
     "combine", "normal", "langevin", "hutchinson_probe", "hutchinson_dot", "error_norm", "ema_update", "edm_precondition",
     "mixture_field",
 )  # fmt: skip
+BY_DATA = ("mixture_field",)  # what they compute and load depends on the data, and much of it is loaded from a cache
 
 
 class Case(NamedTuple):

@@ -180,7 +180,7 @@ def meaning(
     launch = Run(kernel, arguments, known_tables, needed, grid, threads)
     trial = Evaluation(launch, (0, 0, 0))
     trial.run(kernel.body)
-    programs = places(grid, max(16, OPERATIONS // trial.steps))
+    programs = places(grid, max(4, OPERATIONS // trial.steps))
     moved = 0.0
     kinds: Counter[tuple[Any, ...]] = Counter()
     for program in programs:

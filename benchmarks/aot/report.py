@@ -95,7 +95,8 @@ def remarks(rows: Sequence[Row]) -> list[str]:
     if rows[0].philox and not over:
         remarks.append("all arithmetic, noise included, stays below the memory time on every GPU.")
     elif rows[0].philox:
-        remarks.append(f"arithmetic, mostly noise, takes longer than memory on {over}" + BEYOND)
+        fused = widths(rows[0].heaviest, False) != "none"
+        remarks.append(f"arithmetic, mostly noise, takes longer than memory on {over}" + (BEYOND if fused else "."))
     elif over:
         remarks.append(f"arithmetic takes longer than memory on {over}.")
     if any(row.float64 for row in rows):

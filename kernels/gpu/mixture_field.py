@@ -24,7 +24,7 @@ PAIRS = {torch.float32: 8, torch.float64: 4}  # of sample and component that one
 SAMPLES = 16  # of the tiles for large d
 DEPTH = 8  # what a thread sums of a tile
 LANES = {torch.float32: 128, torch.float64: 64}  # components of a tile of exponents
-WIDTH = {torch.float32: 128, torch.float64: 64}  # of d, of a tile of sums
+WIDTH = {torch.float32: 128, torch.float64: 64}  # coordinates of a tile of sums
 LOWEST = {torch.float32: -3e38, torch.float64: -1e300}  # stands for -inf where a difference is taken
 GONE = {torch.float32: -104.0, torch.float64: -746.0}  # exp is 0 below
 FAR = 4.0  # reaches from the origin, from where |alpha m|^2 - 2 alpha x.m is better than |x - alpha m|^2
@@ -107,17 +107,18 @@ def by_split(
     tiles = -(-k // lanes)
     logits, peaks = x.new_empty((n, k), dtype=inner), x.new_empty((n, tiles), dtype=inner)
     common: dict[str, Any] = {"DEPTH": DEPTH, "BN": SAMPLES, "BK": lanes, "DTYPE": triton_dtype(inner)}
+    across = -(-n // SAMPLES)
     launch(
-        exponents_kernel, (-(-n // SAMPLES), tiles), x,
+        exponents_kernel, across * tiles, x,
         x, squares, numbers.limit, numbers.limit_bits, means, *numbers[:4], numbers.alpha, logits, peaks,
-        n, k, d, *means.stride(), tiles, **common,
+        n, k, d, *means.stride(), tiles, across, **common,
     )  # fmt: skip
     tops = peaks.amax(1, keepdim=True).mT
     totals = x.new_empty((parts, n), dtype=inner)
     sums = x.new_empty((parts, n, d), dtype=inner) if field else None
     width = min(WIDTH[inner], triton.next_power_of_2(d))
     launch(
-        sums_kernel, (-(-n // SAMPLES), -(-d // width) if field else 1, parts), x,
+        sums_kernel, (across, -(-d // width) if field else 1, parts), x,
         x, means, logits, peaks, tops, *numbers[4:8], totals, sums, n, k, d, *means.stride(), tiles, LENGTH // lanes,
         **terms(components, field), GONE=GONE[inner], WIDTH=width, **common,
     )  # fmt: skip
@@ -131,7 +132,7 @@ def finish(
     """Parts put together, into `out` and `density`."""
     parts, n = totals.shape
     d = 1 if sums is None else sums.shape[2]
-    width = min(64, triton.next_power_of_2(d))
+    width = min(WIDTH[squares.dtype], triton.next_power_of_2(d))
     launch(
         finish_kernel, (-(-n // SAMPLES), -(-d // width)), totals,
         out, density, tops, totals, sums, squares, numbers.limit, numbers.limit_bits, numbers.widest, numbers.half_bits,

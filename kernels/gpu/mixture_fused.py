@@ -55,7 +55,7 @@ def stream(
         tl.store(sums + at[None, :] * d + i[:, None], whole, mask=keep[None, :] & (i < d)[:, None])
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["n"])
 def fused_kernel(
     x, squares, limit, limit_bits, means, bias, half, half_bits, narrower, gain, gain_bits, alpha_bits, offset,
     tops, totals, sums, n, k, d, stride, inner, length,

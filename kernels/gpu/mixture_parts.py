@@ -1,7 +1,8 @@
 """What the kernels of `mixture_field` share: squared distances, exponents, and the sums of parts of the components.
 
 Tiles have three axes, and the first is summed: it lies within a thread (Triton spreads the lanes over the last axis, then the
-warps over what is left), so that nothing passes between threads in a loop.
+warps over what is left), so that nothing passes between threads in a loop. No kernel is specialized for the number of samples:
+one machine code for all batches.
 """
 
 import triton
@@ -66,7 +67,7 @@ def squares_kernel(t, out, rows, d, stride, inner, ROWS: tl.constexpr, WIDTH: tl
     tl.store(out + row, total, mask=row < rows)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["n", "between"])
 def finish_kernel(
     out, density, tops, totals, sums, squares, limit, limit_bits, widest, widest_bits, level, level_bits,
     n, d, parts, between,

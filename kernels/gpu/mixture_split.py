@@ -37,14 +37,18 @@ def exponents_tile(
     tl.store(peaks + row * tiles + tile, tl.max(e, 1), mask=keep)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["n", "across"])
 def exponents_kernel(
     x, squares, limit, limit_bits, means, bias, half, half_bits, narrower, alpha_bits, out, peaks,
-    n, k, d, stride, inner, tiles,
+    n, k, d, stride, inner, tiles, across,
     DEPTH: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr, DTYPE: tl.constexpr,
 ):  # fmt: skip
-    """out (n, k), peaks (n, tiles): exponents and their maxima over tiles of BK components. Far samples as in `fused_kernel`."""
-    row = tl.program_id(0).to(tl.int64) * BN + tl.arange(0, BN)
+    """out (n, k), peaks (n, tiles): exponents and their maxima over tiles of BK components. Far samples as in `fused_kernel`.
+
+    Programs of one tile and all samples, of which there are `across`, follow on each other, so that caches hold the tile.
+    """
+    tile = tl.program_id(0) // across
+    row = (tl.program_id(0) % across).to(tl.int64) * BN + tl.arange(0, BN)
     base = tl.load(squares + row, mask=row < n, other=0.0)
     alpha = coefficient(alpha_bits, None, 0, DTYPE)
     far = base > coefficient(limit_bits, limit, 0, DTYPE)
@@ -52,16 +56,16 @@ def exponents_kernel(
     if tl.max(near.to(tl.int32), 0) > 0:
         exponents_tile(
             x, base, row, near, means, bias, half, half_bits, narrower, alpha, out, peaks, k, d, stride, inner,
-            tl.program_id(1), tiles, False, DEPTH, BN, BK, DTYPE,
+            tile, tiles, False, DEPTH, BN, BK, DTYPE,
         )  # fmt: skip
     if tl.max(far.to(tl.int32), 0) > 0:
         exponents_tile(
             x, base, row, far, means, bias, half, half_bits, narrower, alpha, out, peaks, k, d, stride, inner,
-            tl.program_id(1), tiles, True, DEPTH, BN, BK, DTYPE,
+            tile, tiles, True, DEPTH, BN, BK, DTYPE,
         )  # fmt: skip
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["n"])
 def sums_kernel(
     x, means, logits, peaks, tops, gain, gain_bits, alpha_bits, offset, totals, sums,
     n, k, d, stride, inner, tiles, length,

@@ -84,7 +84,7 @@ def radius64(w):
 def direction64(w):
     """`boxmuller.direction` in float64, for int32 words."""
     q = (w + (1 << 29)) >> 30
-    b = ((w - (q << 30)) * 2 + 1).to(tl.float64) * UNIT
+    b = (w * 4 + 2).to(tl.float64) * (UNIT * 0.5)  # w * 4 has lost the quadrant
     z = b * b
     s = b * SIN64_FIRST + b * horner(SIN64, 7, z)
     c = (z * COS64_FIRST + z * horner(COS64, 7, z)) + 1.0

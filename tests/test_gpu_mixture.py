@@ -11,6 +11,8 @@ from halfbridge.kernels import use
 from halfbridge.solvers.processes import EDM, VE, VP
 from halfbridge.solvers.reference.mixture import GaussianMixture
 
+pytest.importorskip("triton")
+
 by_kind = pytest.mark.parametrize("kind", ["points", "scalar", "varied"])
 FAR = tensor([[1.0, 0.3], [-0.2, -1.0]])
 
