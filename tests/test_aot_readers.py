@@ -234,8 +234,8 @@ def test_amdgcn_is_read_between_the_kernels_label_and_its_end() -> None:
 
 def test_resources() -> None:
     assert sass.resources(SLOW_PATH, 4096) == Resources(registers=40, stack=16, shared=4096)
-    assert amdgcn.resources(AMD, 0) == Resources(registers=26, stack=8 + 4 * 3, shared=0)
-    with pytest.raises(ValueError, match="private_segment_fixed_size"):
+    assert amdgcn.resources(AMD, 0) == Resources(registers=26, stack=8, shared=0)
+    with pytest.raises(ValueError, match="vgpr_count"):
         amdgcn.resources("", 0)
     with pytest.raises(ValueError, match="REG:n"):
         sass.resources("", 0)

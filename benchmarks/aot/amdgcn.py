@@ -18,11 +18,11 @@ NO_UNIT = {"s_waitcnt", "s_nop", "s_barrier", "s_endpgm", "s_branch", "s_sleep",
 
 
 def resources(text: str, shared: int) -> Resources:
-    """From the metadata at the end of the text; vector registers, of which spills are counted as stack like scratch."""
+    """From the metadata at the end of the text: vector registers, accumulation registers included, and bytes of scratch. Spills
+    that it counts beside those went to registers of the other kind."""
     found = {name: int(value) for name, value in METADATA.findall(text)}
     try:
-        stack = found["private_segment_fixed_size"] + 4 * found["vgpr_spill_count"]
-        return Resources(found["vgpr_count"], stack, shared)
+        return Resources(found["vgpr_count"], found["private_segment_fixed_size"], shared)
     except KeyError as error:
         raise ValueError(f"the kernel's metadata has no {error}; mend `amdgcn.resources`") from None
 
