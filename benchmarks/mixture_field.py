@@ -2,7 +2,7 @@
 
 Rows: samples x components x d, milliseconds (medians), the ratio of paired turns with its 20 and 80 % quantiles, the largest
 error relative to the largest entry, against sums of differences in float64, and MB that either adds to the peak of memory
-(torch's n k numbers; ours some blocks: 80 MB of a GPU at float32). A result off by more than 1e-4 is not timed. The kernel is
+(torch's n k numbers; ours some blocks that neither n nor k decides). A result off by more than 1e-4 is not timed. The kernel is
 bound by arithmetic, not by its bytes: an element of `aot_cases` is one coordinate of one pair of sample and component.
 """
 
