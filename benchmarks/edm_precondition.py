@@ -9,8 +9,7 @@ from collections.abc import Callable, Iterator
 import torch
 from torch import Tensor
 
-from benchmarks.case import Case
-from benchmarks.pairs import interleaved, provenance
+from benchmarks.case import Case, show
 from halfbridge.kernels import normal
 from halfbridge.kernels.edm_precondition import edm_input, edm_output
 
@@ -86,13 +85,5 @@ def cases(device: str) -> Iterator[Case]:
         )
 
 
-def main() -> None:
-    print(provenance())
-    print(f"{'pass':>20s}    ours ms   torch ms    ratio  [20 %, 80 %]  error")
-    for case in cases("cpu"):
-        pair = interleaved(case.ours, case.peer, 15, 200 if case.bytes < 1 << 18 else 3)
-        print(f"{case.label:>20s} {pair.row()}   {case.error:.1e}")
-
-
 if __name__ == "__main__":
-    main()
+    show(cases("cpu"), "relative error")

@@ -9,8 +9,7 @@ from collections.abc import Callable, Iterator
 import torch
 from torch import Tensor
 
-from benchmarks.case import Case
-from benchmarks.pairs import interleaved, provenance
+from benchmarks.case import Case, show
 from halfbridge.kernels import ParameterAverages, normal
 
 WEIGHT = 0.01
@@ -65,13 +64,5 @@ def cases(device: str) -> Iterator[Case]:
         yield Case(f"{len(now)} of {n}", lambda pairs=pairs: pairs.update(WEIGHT), loop, 12 * n, error)
 
 
-def main() -> None:
-    print(provenance())
-    print(f"{'tensors':>20s}    ours ms   torch ms    ratio  [20 %, 80 %]  error/ulp")
-    for case in cases("cpu"):
-        pair = interleaved(case.ours, case.peer, 15, 50 if case.bytes < 1 << 20 else 3)
-        print(f"{case.label:>20s} {pair.row()}   {case.error:.2f}")
-
-
 if __name__ == "__main__":
-    main()
+    show(cases("cpu"), "error/ulp")

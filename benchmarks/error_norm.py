@@ -9,8 +9,7 @@ from collections.abc import Callable, Iterator
 import torch
 from torch import Tensor
 
-from benchmarks.case import Case
-from benchmarks.pairs import interleaved, provenance
+from benchmarks.case import Case, show
 from halfbridge.kernels import error_norm, normal
 
 COEFFICIENTS = (0.00123, -0.00425, 0.0369, -0.0508, 0.0419, -0.025)  # of the size of Dormand and Prince's
@@ -60,13 +59,5 @@ def cases(device: str) -> Iterator[Case]:
         yield Case(str(shape), ours, peer, 8 * x.nbytes, error)
 
 
-def main() -> None:
-    print(provenance())
-    print(f"{'shape':>16s}    ours ms   torch ms    ratio  [20 %, 80 %]  relative error")
-    for case in cases("cpu"):
-        pair = interleaved(case.ours, case.peer, 15, 200 if case.bytes < 1 << 18 else 3)
-        print(f"{case.label:>16s} {pair.row()}   {case.error:.1e}")
-
-
 if __name__ == "__main__":
-    main()
+    show(cases("cpu"), "relative error")

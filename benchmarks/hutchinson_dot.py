@@ -10,8 +10,7 @@ from typing import Literal
 
 import torch
 
-from benchmarks.case import Case, refuse_above
-from benchmarks.pairs import interleaved, provenance
+from benchmarks.case import Case, refuse_above, show
 from halfbridge.kernels import hutchinson_dot, hutchinson_probe, normal
 
 ALLOWED = 2.0
@@ -56,13 +55,5 @@ def cases(device: str) -> Iterator[Case]:
             )
 
 
-def main() -> None:
-    print(provenance())
-    print(f"{'case':32s}   ours ms   torch ms    ratio  [20 %, 80 %]  error/ulp")
-    for case in cases("cpu"):
-        pair = interleaved(case.ours, case.peer, 15, 200 if case.bytes < 1 << 17 else 3)
-        print(f"{case.label:32s} {pair.row()}   {case.error:.2f}")
-
-
 if __name__ == "__main__":
-    main()
+    show(cases("cpu"), "error/ulp")

@@ -9,8 +9,7 @@ from functools import partial
 
 import torch
 
-from benchmarks.case import Case, refuse_above
-from benchmarks.pairs import interleaved, provenance
+from benchmarks.case import Case, refuse_above, show
 from halfbridge.kernels import hutchinson_probe, use
 
 
@@ -46,13 +45,5 @@ def cases(device: str) -> Iterator[Case]:
         yield Case(f"{shape} {str(dtype)[6:]}", ours, partial(peer, torch.empty_like(out)), out.nbytes, 0.0)
 
 
-def main() -> None:
-    print(provenance())
-    print(f"{'case':24s}   ours ms   torch ms    ratio  [20 %, 80 %]")
-    for case in cases("cpu"):
-        pair = interleaved(case.ours, case.peer, 15, 200 if case.bytes < 1 << 17 else 3)
-        print(f"{case.label:24s} {pair.row()}")
-
-
 if __name__ == "__main__":
-    main()
+    show(cases("cpu"), "error")

@@ -19,16 +19,10 @@ import numpy as np
 import torch
 
 from benchmarks import gpu_timing
-from benchmarks.case import Case
-from benchmarks.pairs import interleaved, provenance
+from benchmarks.case import KERNELS, Case, timed
+from benchmarks.pairs import provenance
 from benchmarks.triad import measure
 from halfbridge.kernels import backend
-
-KERNELS = (
-    "combine", "normal", "langevin", "hutchinson_probe", "hutchinson_dot", "error_norm", "ema_update",
-    "edm_precondition", "mixture_field",
-)  # fmt: skip
-SMALL = 1 << 18  # bytes below which a turn is many calls
 
 
 @dataclass(frozen=True)
@@ -71,7 +65,7 @@ def cpu_bandwidth() -> float:
 
 
 def on_cpu(case: Case) -> Iterator[tuple[str, Any, float]]:
-    pair = interleaved(case.ours, case.peer, 15, 200 if case.bytes < SMALL else 2)
+    pair = timed(case)
     yield "ours", np.array(pair.ours) * 1e3, pair.ratio[1]
     yield "eager", np.array(pair.peer) * 1e3, 1.0
 

@@ -10,8 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from benchmarks.case import Case, refuse_above
-from benchmarks.pairs import interleaved, provenance
+from benchmarks.case import Case, refuse_above, show
 from halfbridge.kernels import Noise, langevin, normal
 
 SNR, SCALE, ALLOWED = 0.16, -1.7, 4.0
@@ -49,13 +48,5 @@ def aot_cases() -> Iterator[tuple[str, Callable[[], Any], int, int]]:
             yield f"{str(dtype)[6:]}, samples of {shape[1]}", run, x.numel(), (3 if shape[1] <= ROW else 4) * x.nbytes
 
 
-def main() -> None:
-    print(provenance())
-    print(f"{'shape':>16s}    ours ms   torch ms    ratio  [20 %, 80 %]  error/ulp")
-    for case in cases("cpu"):
-        pair = interleaved(case.ours, case.peer, 15, 200 if case.bytes < 1 << 18 else 2)
-        print(f"{case.label:>16s} {pair.row()}   {case.error:.2f}")
-
-
 if __name__ == "__main__":
-    main()
+    show(cases("cpu"), "error/ulp")

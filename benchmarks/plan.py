@@ -92,7 +92,7 @@ def main() -> None:
                 if "numba" not in available():
                     continue
                 with hb.kernels.use("numba"):
-                    hb.kernels.normal((1, 2), 0)
+                    hb.kernels.combine([hb.kernels.normal((1, 2), 0)], [1.0])
             plan = hb.plan(solver, process, grid)
             rows, seed = coefficients(plan), 0 if plan.draws else None
             gap = float((plan.run(field, x, seed) - loop(x, rows)).abs().max())

@@ -61,6 +61,16 @@ def dense(t: Tensor) -> bool:
     return True
 
 
+def in_one_order(tensors: Sequence[Tensor]) -> bool:
+    """Whether all have their elements in the same order in memory, without holes: contiguous ones, or those of
+    channels_last, say.
+    """
+    like = tensors[0]
+    return all(t.is_contiguous() for t in tensors) or (
+        all(t.stride() == like.stride() for t in tensors) and dense(like)
+    )
+
+
 def check_writable(out: Tensor) -> None:
     """Refuse an output in which two indices name one element (an expanded tensor)."""
     if out.is_contiguous():

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from halfbridge.kernels.noise import DeviceNoise, Noise
+from halfbridge.kernels.operators import unsigned
 from halfbridge.kernels.philox import check_draw, check_first, check_seed
 
 LARGEST = torch.finfo(torch.float32).max
@@ -19,7 +20,11 @@ LIMITS = {
     torch.bfloat16: LARGEST,
 }  # of coefficients: the range in which states of a dtype are summed
 SEQUENCES = (tuple, list)
-WORD = (1 << 64) - 1
+
+
+def accumulation(dtype: torch.dtype) -> torch.dtype:
+    """The dtype in which states of `dtype` are summed, scaled and measured: what a sum or a norm of them has."""
+    return torch.float64 if dtype == torch.float64 else torch.float32
 
 
 def plain(vectors: Any, coefficients: Any, out: Tensor | None) -> bool:
@@ -110,6 +115,13 @@ def check_like(name: str, tensor: Any, like: Any, other: str) -> None:
             raise ValueError(f"{name} has {what} {got} but {other} has {want}; they must agree, convert one of them")
 
 
+def check_state(name: str, tensor: Any) -> None:
+    """Refuse what is not a floating tensor with a batch axis."""
+    check_like(name, tensor, tensor, name)
+    if tensor.dim() == 0:
+        raise ValueError(f"{name} has shape () and so no batch axis; pass (batch, *sample)")
+
+
 def check_coefficients(coefficients: Sequence[float], count: int, like: Tensor) -> tuple[float, ...]:
     """`count` finite numbers as floats."""
     known = tuple(coefficients)
@@ -197,4 +209,4 @@ def check_device_noise(noise: DeviceNoise, like: Tensor) -> None:
 def on_host(noise: DeviceNoise) -> Noise:
     """The same noise with its numbers read from the device, which waits for it."""
     seed, draw, first = noise.counter.tolist()
-    return Noise(noise.scale.item(), seed & WORD, draw, first & WORD)
+    return Noise(noise.scale.item(), unsigned(seed), draw, unsigned(first))

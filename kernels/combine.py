@@ -12,16 +12,13 @@ from halfbridge.kernels.aliasing import apart, check_writable, disentangled, sam
 from halfbridge.kernels.arguments import (
     check_coefficients,
     check_device_noise,
+    check_noise,
     check_table,
     check_tensors,
     on_host,
     plain,
     recorded,
 )
-from halfbridge.kernels.arguments import check_like as check_like
-from halfbridge.kernels.arguments import check_noise as check_noise
-from halfbridge.kernels.arguments import check_real as check_real
-from halfbridge.kernels.arguments import check_vectors as check_vectors
 from halfbridge.kernels.combine_operator import combine_traced
 from halfbridge.kernels.dispatch import resolve, select
 from halfbridge.kernels.noise import DeviceNoise, Noise

@@ -76,8 +76,7 @@ def _(vectors: list[Tensor], *_: Any) -> Tensor:
 
 
 def _save(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    vectors, ctx.coefficients, table, *_ = inputs
-    ctx.count = len(vectors)
+    _, ctx.coefficients, table, *_ = inputs
     ctx.save_for_backward(table)
 
 

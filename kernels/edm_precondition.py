@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from halfbridge.kernels.arguments import accumulation, check_state
 from halfbridge.kernels.combine import combine
 from halfbridge.kernels.dispatch import select
 from halfbridge.kernels.operators import transforming
@@ -35,9 +36,9 @@ def edm_input(x: Tensor, sigma: float | Tensor, sigma_data: float = 0.5) -> tupl
     sample's bits do not depend on its batch. Differentiable in x to any order; a sigma that requires grad is refused.
     TypeError or ValueError for bad arguments.
     """
-    check_state("x", x)
+    check_state("`x`", x)
     levels, width = check_levels(x, sigma, sigma_data)
-    dtype = inner_dtype(x.dtype)
+    dtype = accumulation(x.dtype)
     if not isinstance(levels, Tensor) and torch.compiler.is_compiling():  # where a number may be a symbol
         levels = torch.full((len(x),), levels, dtype=dtype, device=x.device)
     if isinstance(levels, Tensor):
@@ -54,8 +55,8 @@ def edm_output(x: Tensor, output: Tensor, sigma: float | Tensor, sigma_data: flo
     output: what the network made of `edm_input`, of x's shape and device and any floating dtype. The rest is as there;
     differentiable in x and output to any order.
     """
-    check_state("x", x)
-    check_state("output", output)
+    check_state("`x`", x)
+    check_state("`output`", output)
     if output.shape != x.shape or output.device != x.device:
         raise ValueError(
             f"`output` has shape {tuple(output.shape)} on {output.device} but `x` has {tuple(x.shape)} on {x.device}; "
@@ -67,18 +68,8 @@ def edm_output(x: Tensor, output: Tensor, sigma: float | Tensor, sigma_data: flo
             c = Scalings(levels, width)
             return combine([x, output], [c.skip, c.out])
         levels = torch.full((len(x),), levels, dtype=torch.float64, device=x.device)
-    result: Tensor = dispatched("edm_output", (x, output), levels.to(inner_dtype(x.dtype)), width)
+    result: Tensor = dispatched("edm_output", (x, output), levels.to(accumulation(x.dtype)), width)
     return result
-
-
-def check_state(name: str, tensor: Any) -> None:
-    """Refuse what is not a floating tensor with a batch axis."""
-    if not isinstance(tensor, Tensor):
-        raise TypeError(f"`{name}` is a {type(tensor).__name__}; pass a torch tensor")
-    if not tensor.is_floating_point():
-        raise ValueError(f"`{name}` has dtype {tensor.dtype}; pass a floating dtype, {name}.float() for example")
-    if tensor.dim() == 0:
-        raise ValueError(f"`{name}` has shape () and so no batch axis; pass (batch, *sample)")
 
 
 def check_levels(x: Tensor, sigma: Any, sigma_data: Any) -> tuple[float | Tensor, float]:
@@ -104,7 +95,7 @@ def check_positive(name: str, value: Any, dtype: torch.dtype) -> float:
     if not isinstance(value, Real):
         raise TypeError(f"`{name}` is a {type(value).__name__}; pass a Python float or, for sigma, a tensor")
     number = float(value)
-    if not 0 < number <= torch.finfo(inner_dtype(dtype)).max:
+    if not 0 < number <= torch.finfo(accumulation(dtype)).max:
         raise ValueError(f"`{name}` = {number} is no standard deviation of {dtype} states; pass a positive number")
     return number
 
@@ -143,11 +134,6 @@ class Scalings:
     @property
     def label(self) -> Any:
         return (self.sigma.log() if isinstance(self.sigma, Tensor) else math.log(self.sigma)) / 4
-
-
-def inner_dtype(dtype: torch.dtype) -> torch.dtype:
-    """The dtype in which a state is scaled."""
-    return torch.float64 if dtype == torch.float64 else torch.float32
 
 
 def scaled(x: Tensor, c: Tensor, inner: torch.dtype) -> Tensor:

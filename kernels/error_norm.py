@@ -6,10 +6,10 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from halfbridge.kernels.arguments import check_like, check_real, check_vectors
+from halfbridge.kernels.arguments import accumulation, check_like, check_real, check_state, check_vectors
 from halfbridge.kernels.combine import combine_reference
 from halfbridge.kernels.dispatch import resolve
-from halfbridge.kernels.langevin import norms
+from halfbridge.kernels.sums import norms
 
 Norm = Literal["sample", "batch"]
 VECTORS = 6
@@ -51,8 +51,7 @@ def error_norm(
         )
     for name, tensor in (("`x`", x), ("`y`", y)):
         check_like(name, tensor, vectors[0], "`vectors`[0]")
-    if x.dim() == 0:
-        raise ValueError("`x` has shape () and so no batch axis; pass (batch, *sample)")
+    check_state("`x`", x)
     rtol, atol = check_tolerance("rtol", rtol, x.dtype), check_tolerance("atol", atol, x.dtype)
     if rtol == 0 and atol == 0:
         raise ValueError("`rtol` and `atol` are both 0, which no error meets; pass a positive one")
@@ -72,17 +71,12 @@ def check_tolerance(name: str, value: float, dtype: torch.dtype) -> float:
     number = check_real(name, value, dtype)
     if number < 0:
         raise ValueError(f"`{name}` = {number} is negative; pass 0 or a positive tolerance")
-    least = torch.finfo(result_dtype(dtype)).tiny
+    least = torch.finfo(accumulation(dtype)).tiny
     if 0 < number < least:
         raise ValueError(
             f"`{name}` = {number} is below {least:.2g}, the least normal number of that state; pass 0 or more"
         )
     return number
-
-
-def result_dtype(dtype: torch.dtype) -> torch.dtype:
-    """The type of the norm of a state of `dtype`."""
-    return torch.float64 if dtype == torch.float64 else torch.float32
 
 
 def error_norm_reference(
@@ -91,7 +85,7 @@ def error_norm_reference(
     """`error_norm` without its checks, in eager torch: ratios in the result's dtype, their squares summed in float64, by
     parts that depend on a sample's size alone."""
     batch = len(x) if norm == "sample" else 1
-    inner = result_dtype(x.dtype)
+    inner = accumulation(x.dtype)
     d = x.numel() // max(batch, 1)
     if d == 0:
         return torch.zeros((batch,) if norm == "sample" else (), dtype=inner, device=x.device)
@@ -108,7 +102,7 @@ def error_norm_reference(
 
 def ratios(states: Sequence[Tensor], coefficients: Sequence[float], rtol: float, atol: float) -> Tensor:
     """e / (atol + rtol max(|x|, |y|)) of the states x, y, *vectors; 0 where e is 0, NaN where x or y is not finite."""
-    inner = result_dtype(states[0].dtype)
+    inner = accumulation(states[0].dtype)
     x, y, *vectors = states if states[0].dtype == inner else [t.to(inner) for t in states]
     e = combine_reference(vectors, coefficients)
     r = e / torch.maximum(x.abs(), y.abs()).mul_(rtol).add_(atol)
@@ -128,4 +122,4 @@ def error_norm_operator(
 def _(
     vectors: list[Tensor], coefficients: list[float], x: Tensor, y: Tensor, rtol: float, atol: float, norm: str
 ) -> Tensor:
-    return x.new_empty((x.shape[0],) if norm == "sample" else (), dtype=result_dtype(x.dtype))
+    return x.new_empty((x.shape[0],) if norm == "sample" else (), dtype=accumulation(x.dtype))

@@ -6,12 +6,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from halfbridge.kernels.combine import check_like
+from halfbridge.kernels.arguments import accumulation, check_like
 from halfbridge.kernels.dispatch import resolve
 from halfbridge.kernels.hutchinson_probe import Kind, check_kind, probe_block, probe_operator
 from halfbridge.kernels.normal import check_dtype, check_shape
 from halfbridge.kernels.operators import signed, unsigned
 from halfbridge.kernels.philox import check_draw, check_first, check_seed
+from halfbridge.kernels.sums import sum_by_halves
 
 PART = 1 << 17  # elements of a sample that are summed on their own: 1 MiB of float64 products stays in cache
 
@@ -47,7 +48,7 @@ def dot_operator(jv: Tensor, seed: int, draw: int, first: int, kind: str) -> Ten
 
 @dot_operator.register_fake
 def _(jv: Tensor, seed: int, draw: int, first: int, kind: str) -> Tensor:
-    return jv.new_empty(jv.shape[:1], dtype=result_dtype(jv.dtype))
+    return jv.new_empty(jv.shape[:1], dtype=accumulation(jv.dtype))
 
 
 def _save(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
@@ -78,7 +79,7 @@ class Dot(torch.autograd.Function):
     @staticmethod
     def forward(jv: Tensor, seed: int, draws: tuple[int, ...], first: int, kind: Kind) -> Tensor:
         if jv.numel() == 0:
-            return jv.new_zeros(jv.shape[:2], dtype=result_dtype(jv.dtype))
+            return jv.new_zeros(jv.shape[:2], dtype=accumulation(jv.dtype))
         run = resolve("hutchinson_dot", jv.device.type, jv.dtype, jv.numel())
         result: Tensor = run(jv.reshape(*jv.shape[:2], -1), seed, draws, first, kind)
         return result
@@ -136,11 +137,6 @@ class Spread(torch.autograd.Function):
         return torch.stack([Spread.apply(part, *rest) for part in g.unbind(in_dims[0])]), 0  # type: ignore[no-untyped-call]
 
 
-def result_dtype(dtype: torch.dtype) -> torch.dtype:
-    """The type of a sum over entries of `dtype`."""
-    return torch.float64 if dtype == torch.float64 else torch.float32
-
-
 def hutchinson_dot_reference(jv: Tensor, seed: int, draws: Sequence[int], first: int, kind: Kind) -> Tensor:
     """`dot_block` in eager torch for a jv of shape (draws, batch, n) that is not empty: products in float64, summed by
     parts of a sample.
@@ -162,43 +158,17 @@ def hutchinson_dot_reference(jv: Tensor, seed: int, draws: Sequence[int], first:
                 sums.append(sum_by_halves(terms.view(-1, w.shape[2]), compensated))
             rows.append(add_up(sums, compensated).view(part.shape[:2]))
         result.append(torch.cat(rows, dim=1))
-    return torch.cat(result).to(result_dtype(jv.dtype))
+    return torch.cat(result).to(accumulation(jv.dtype))
 
 
 def products(w: Tensor, seed: int, draws: Sequence[int], first: int, start: int, kind: Kind) -> Tensor:
     """v_i w_i in float64 for entries start, start + 1, ... of the probes that meet `w` (draws, batch, m), which have its
     dtype; a sign makes no rounding."""
-    dtype = w.dtype if kind == "rademacher" else result_dtype(w.dtype)
+    dtype = w.dtype if kind == "rademacher" else accumulation(w.dtype)
     v = torch.empty(w.shape, dtype=dtype, device=w.device)
     make = resolve("hutchinson_probe" if kind == "rademacher" else "normal", w.device.type, dtype, v.numel())
     make(v, seed, draws, first, start)
     return (v * w).double() if kind == "rademacher" else v.to(w.dtype).double() * w
-
-
-def sum_by_halves(terms: Tensor, compensated: bool) -> tuple[Tensor, Tensor]:
-    """Row sums of (rows, n) float64 terms as (sum, what its roundings lost), both (rows,).
-
-    Halves are added, t[:, :m] + t[:, m:], until one column is left: torch's own reductions order their additions by the
-    number of rows and threads, this order depends on n alone. compensated: each addition's rounding error is found
-    (Knuth's two-sum) and summed too; otherwise 0 is returned for it, and the error grows with log2 n.
-    """
-    total, lost = terms, torch.zeros_like(terms[:, :1])
-    while total.shape[1] > 1:
-        a, b = halves(total)
-        total = a + b
-        if compensated:
-            rest = total - a
-            error = (a - (total - rest)) + (b - rest)
-            lost = error if lost.shape[1] == 1 else torch.add(*halves(lost)) + error
-    return total[:, 0], lost[:, 0]
-
-
-def halves(t: Tensor) -> tuple[Tensor, Tensor]:
-    """The first and the second half of each row, an odd row with a 0 at its end."""
-    n = t.shape[1]
-    m = (n + 1) // 2
-    tail = t[:, m:]
-    return t[:, :m], tail if n == 2 * m else torch.nn.functional.pad(tail, (0, 1))
 
 
 def add_up(sums: list[tuple[Tensor, Tensor]], compensated: bool) -> Tensor:

@@ -5,12 +5,22 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from halfbridge.kernels.aliasing import check_writable, may_overlap, same_elements
-from halfbridge.kernels.arguments import check_device_noise, check_like, check_noise, check_real, recorded
+from halfbridge.kernels.aliasing import check_writable, disentangled
+from halfbridge.kernels.arguments import (
+    accumulation,
+    check_device_noise,
+    check_like,
+    check_noise,
+    check_real,
+    check_state,
+    on_host,
+    recorded,
+)
 from halfbridge.kernels.dispatch import resolve
 from halfbridge.kernels.noise import DeviceNoise, Noise
 from halfbridge.kernels.normal import fill
 from halfbridge.kernels.operators import signed, unsigned
+from halfbridge.kernels.sums import norms
 
 Norm = Literal["sample", "batch"]
 LARGEST = 1e30  # a step that no state survives: the update would overflow float32
@@ -43,10 +53,10 @@ def langevin(
     For a CUDA graph that replays with other numbers, noise may be a DeviceNoise (its scale is not read: z has scale 1), and
     scale and factor 0-dim tensors. Only Triton's kernels leave them on the device.
     """
-    for name, tensor in (("`x`", x), ("`score`", score), *((("`out`", out),) if out is not None else ())):
-        check_like(name, tensor, x, "`x`")
-    if x.dim() == 0:
-        raise ValueError("`x` has shape () and so no batch axis; pass (batch, *sample)")
+    check_state("`x`", x)
+    check_like("`score`", score, x, "`x`")
+    if out is not None:
+        check_like("`out`", out, x, "`x`")
     if norm not in ("sample", "batch"):
         raise ValueError(f'`norm` = {norm!r}; pass "sample" or "batch"')
     compiling = torch.compiler.is_compiling()  # the operator makes the checks that need a value
@@ -67,8 +77,7 @@ def langevin(
     target = out
     if out is not None:
         check_writable(out)
-        if any(may_overlap(out, t) and not same_elements(out, t) for t in tensors):
-            target = torch.empty_like(out)
+        _, target = disentangled(tensors, out)
     run = langevin_reference if needs_gradient else resolve("langevin", x.device.type, x.dtype, x.numel())
     result = run(x, score, source, **numbers, norm=norm, out=target)
     return result if out is None or target is out else out.copy_(result)
@@ -113,9 +122,7 @@ def operands(source: Noise | DeviceNoise | Tensor) -> Operands:
 
 def host_noise(noise: Noise | DeviceNoise | Tensor) -> Noise | Tensor:
     """The noise with its numbers on the host."""
-    if isinstance(noise, DeviceNoise):
-        return Noise(1.0, *map(unsigned, noise.counter.tolist()))
-    return noise
+    return on_host(noise) if isinstance(noise, DeviceNoise) else noise
 
 
 def source_of(
@@ -226,28 +233,12 @@ def langevin_reference(
 
 def normals(noise: Noise | Tensor, x: Tensor, rows: slice) -> Tensor:
     """z for those samples, in float64 for float64 states and in float32 otherwise."""
-    dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
+    dtype = accumulation(x.dtype)
     if isinstance(noise, Tensor):
         return noise[rows].to(dtype)
     z = torch.empty(x[rows].shape, dtype=dtype, device=x.device)
     fill(z.unsqueeze(0), noise.seed, (noise.draw,), noise.first + rows.start)
     return z
-
-
-def norms(v: Tensor) -> Tensor:
-    """Euclidean norm of each flattened sample, (batch,) float64, summed by halves: v[:, :m] + v[:, m:] until one is
-    left.
-
-    torch's own reductions order their additions by the batch size and the number of threads; this order depends on the
-    sample's size alone, and its rounding error grows with log2 of it.
-    """
-    total = v.reshape(len(v), -1).double()
-    total = total * total
-    while (n := total.shape[1]) > 1:
-        m = (n + 1) // 2
-        tail = total[:, m:]
-        total = total[:, :m] + (tail if n == 2 * m else torch.nn.functional.pad(tail, (0, 2 * m - n)))
-    return total[:, 0].sqrt()
 
 
 def step_size(z: Tensor, score: Tensor, snr: float, scale: float, factor: float, start: int) -> Tensor:

@@ -5,12 +5,11 @@ from typing import Any, Literal, overload
 import torch
 from torch import Tensor
 
-from halfbridge.kernels.arguments import LARGEST, check_real
+from halfbridge.kernels.arguments import LARGEST, accumulation, check_real
 from halfbridge.kernels.dispatch import resolve
 from halfbridge.kernels.mixture_reference import (
     Components,
     Pair,
-    density_dtype,
     mixture_field_reference,
     mixture_pullback,
 )
@@ -133,7 +132,7 @@ def check_tables(x: Tensor, means: Tensor, log_weights: Tensor) -> None:
             f"`means` has shape {tuple(means.shape)}, but `x` has shape {tuple(x.shape)}; pass (k, {x.shape[1]}) with k >= 1"
         )
     check_vector("log_weights", log_weights, means)
-    inner = density_dtype(x.dtype)
+    inner = accumulation(x.dtype)
     if torch.promote_types(means.dtype, inner) != inner:
         raise ValueError(
             f"`means` has dtype {means.dtype}, which {inner} does not hold, in which {x.dtype} `x` is computed; "
@@ -219,7 +218,7 @@ def _(
     variance: float, gain: float, alpha: float, offset: float, reach: float | None, field: bool, density: bool,
 ) -> list[Tensor]:  # fmt: skip
     made = [x.new_empty(x.shape)] if field else []
-    return [*made, x.new_empty(x.shape[:1], dtype=density_dtype(x.dtype))] if density else made
+    return [*made, x.new_empty(x.shape[:1], dtype=accumulation(x.dtype))] if density else made
 
 
 def keep(ctx: Any, inputs: tuple[Any, ...], output: list[Tensor]) -> None:

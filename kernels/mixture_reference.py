@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from halfbridge.kernels.arguments import accumulation
 from halfbridge.kernels.distances import cut, distances, nearest, points, unit
 
 LOGITS = 1 << 17  # entries of one (samples, components) block: 1 MB of float64, which a core's cache holds
@@ -127,7 +128,7 @@ def mixture_field_reference(x: Tensor, components: Components, field: bool, dens
     level = -0.5 * means.shape[1] * math.log(2 * math.pi * (1.0 if isinstance(s, Tensor) else s))
     return (
         torch.cat(fields).to(x.dtype) if field else None,
-        (torch.cat(densities) + level).to(density_dtype(x.dtype)) if density else None,
+        (torch.cat(densities) + level).to(accumulation(x.dtype)) if density else None,
     )
 
 
@@ -178,8 +179,3 @@ def slices(width: int, means: Tensor, *tables: Any) -> Iterator[tuple[Any, ...]]
 def longest(means: Tensor) -> float:
     """max_k |m_k|."""
     return float(torch.linalg.vector_norm(means, dim=1, dtype=torch.float64).max())
-
-
-def density_dtype(dtype: torch.dtype) -> torch.dtype:
-    """The type of the log density at samples of `dtype`, in which the kernel computes too."""
-    return torch.float64 if dtype == torch.float64 else torch.float32

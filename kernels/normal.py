@@ -6,6 +6,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from halfbridge.kernels.arguments import accumulation
 from halfbridge.kernels.boxmuller import box_muller
 from halfbridge.kernels.dispatch import resolve
 from halfbridge.kernels.normal_few import FEW, fill_few
@@ -94,7 +95,7 @@ def fill(out: Tensor, seed: int, draws: Sequence[int], first: int) -> None:
     if out.numel() == 0:
         return
     plain = out.is_contiguous() and out.dtype in (torch.float32, torch.float64)
-    dtype = torch.float64 if out.dtype == torch.float64 else torch.float32
+    dtype = accumulation(out.dtype)
     target = out if plain else torch.empty(out.shape, dtype=dtype, device=out.device)
     rows = target.view(out.shape[0], out.shape[1], -1)
     resolve("normal", target.device.type, target.dtype, target.numel())(rows, seed, draws, first, 0)

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
 
-from halfbridge.kernels import DeviceNoise, philox
+from halfbridge.kernels import DeviceNoise, combine, philox
+from halfbridge.kernels.arguments import accumulation
 from halfbridge.kernels.operators import signed
 from halfbridge.solvers.algebra import Combine, Draw, Evaluate
 from halfbridge.solvers.runner import check_plan, check_state
-from halfbridge.solvers.whole import Source, run_whole
+from halfbridge.solvers.whole import run_whole
 
 if TYPE_CHECKING:
     from halfbridge.solvers.plan import Plan
@@ -37,8 +38,7 @@ class Capture:
         check_state(x)
         self.plan, self.field = plan, field
         self._x = x.detach().clone()
-        inner = torch.float64 if x.dtype == torch.float64 else torch.float32
-        self._numbers = _MemoryNumbers(plan, inner, x.device)
+        self._numbers = _MemoryNumbers(plan, self._x)
         self._seed, self._first = seed, first
         self._load(plan)
         self._count(seed, first)
@@ -115,9 +115,10 @@ class Capture:
 class _MemoryNumbers:
     """The numbers of a run in device memory, where `run_whole` reads them; `load` and `count` overwrite them."""
 
-    def __init__(self, plan: Plan, dtype: torch.dtype, device: torch.device) -> None:
+    def __init__(self, plan: Plan, x: torch.Tensor) -> None:
         flat = list(_numbers(plan))
-        self.table = torch.empty(sum(len(c) for _, _, c in flat), dtype=dtype, device=device)
+        self._x, device = x, x.device
+        self.table = torch.empty(sum(len(c) for _, _, c in flat), dtype=accumulation(x.dtype), device=device)
         self.times = torch.empty(sum(t is not None for _, t, _ in flat), dtype=torch.float64, device=device)
         self.counters = torch.empty((len(plan.draws), 3), dtype=torch.int64, device=device)
         self._draws = {draw.index: i for i, draw in enumerate(plan.draws)}
@@ -149,9 +150,13 @@ class _MemoryNumbers:
     def scale(self, at: tuple[int, int], given: float) -> torch.Tensor:
         return self._at[at][-1]
 
-    def source(self, draw: Draw, scale: Any, like: torch.Tensor) -> Source:
-        scale = scale if isinstance(scale, torch.Tensor) else self.table.new_ones(())
-        return Source(draw, like, DeviceNoise(scale, self.counters[self._draws[draw.index]]), None)
+    def fused(self, draw: Draw, scale: torch.Tensor | None = None) -> DeviceNoise:
+        scale = self.table.new_ones(()) if scale is None else scale
+        return DeviceNoise(scale, self.counters[self._draws[draw.index]])
+
+    def tensor(self, draw: Draw, shape: Sequence[int] | None = None) -> torch.Tensor:
+        zero = torch.zeros_like(self._x) if shape is None else self._x.new_zeros(tuple(shape))
+        return combine([zero], [0.0], noise=self.fused(draw))
 
 
 def _numbers(plan: Plan) -> Iterator[tuple[tuple[int, int], float | None, tuple[float, ...]]]:

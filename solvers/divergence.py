@@ -9,9 +9,11 @@ from typing import Literal, NamedTuple
 
 import torch
 
-from halfbridge.kernels.hutchinson_dot import dot_block, result_dtype, sum_by_halves
+from halfbridge.kernels.arguments import accumulation
+from halfbridge.kernels.hutchinson_dot import dot_block
 from halfbridge.kernels.hutchinson_probe import Kind, check_kind, probe_block
 from halfbridge.kernels.philox import check_draw, check_first, check_seed
+from halfbridge.kernels.sums import sum_by_halves
 from halfbridge.solvers.jacobian import Forward, Jacobian, Reverse, check_argument
 
 __all__ = ["Divergence", "HutchPP", "Hutchinson", "divergence"]
@@ -108,7 +110,7 @@ class HutchPP:
         within = summed((dual.mT * columns(jacobian.products(basis))).flatten(1))
         dots = summed((columns(rest) * columns(jacobian.products(rest))).mT.reshape(-1, d)).view(len(x), len(g)).T
         mean, std_error = mean_and_error(dots)
-        dtype = result_dtype(x.dtype)
+        dtype = accumulation(x.dtype)
         return (within + mean).to(dtype), None if std_error is None else std_error.to(dtype)
 
 
@@ -175,7 +177,7 @@ def exact_trace(jacobian: Jacobian) -> torch.Tensor:
         units = x.new_zeros((len(i), len(x), d)).scatter_(2, place, 1)
         products = jacobian.products(units.view(len(i), *x.shape)).reshape(units.shape)
         entries.append(products.gather(2, place)[:, :, 0])
-    return summed(torch.cat(entries).T).to(result_dtype(x.dtype))
+    return summed(torch.cat(entries).T).to(accumulation(x.dtype))
 
 
 def summed(terms: torch.Tensor) -> torch.Tensor:

@@ -15,7 +15,7 @@ import torch
 from halfbridge.kernels import Noise, normal, normal_block, philox
 from halfbridge.solvers.algebra import Draw
 
-__all__ = ["Normals", "OneNormal", "check_seed", "prior_normal"]
+__all__ = ["Normals", "OneNormal", "check_seed", "check_seeded", "prior_normal"]
 
 # Below this many elements in all, the normals of a run are made in one call: a call a draw would cost more than the step.
 BLOCK = 1 << 16
@@ -30,6 +30,12 @@ def check_seed(seed: Any) -> None:
     philox.check_seed(seed)
 
 
+def check_seeded(seed: Any, draws: Sequence[Draw]) -> None:
+    """Raise where a run draws normals and has no seed."""
+    if draws and seed is None:
+        raise ValueError(f"seed = None, but the run draws {len(draws)} normals; pass an int or a noise object")
+
+
 def check_first(first: Any) -> None:
     """Raise unless `first` is an int in [0, 2^64)."""
     philox.check_first(first, 0)
@@ -42,8 +48,7 @@ class Normals:
     def __init__(self, seed: Any, first: int, x: torch.Tensor, draws: Sequence[Draw] = ()) -> None:
         check_seed(seed)
         check_first(first)
-        if draws and seed is None:
-            raise ValueError(f"seed = None, but the run draws {len(draws)} normals; pass an int or a noise object")
+        check_seeded(seed, draws)
         self.seed, self.first, self.x = seed, first, x
         self.block: dict[int, torch.Tensor] = {}
         small = x.numel() * len(draws) <= BLOCK and x.dtype in (torch.float32, torch.float64)

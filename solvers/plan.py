@@ -107,9 +107,9 @@ class Plan:
         torch.compile traces a run whole, its coefficients as constants.
         """
         if torch.compiler.is_compiling():
-            from halfbridge.solvers.whole import PlanNumbers, run_whole
+            from halfbridge.solvers.whole import run_compiled
 
-            return run_whole(self, field, x, PlanNumbers(seed, first))
+            return run_compiled(self, field, x, seed, first)
         from halfbridge.solvers.runner import execute
 
         return execute(self, field, x, seed, first, checks=checks)
@@ -152,9 +152,7 @@ def plan(
         problem = process
     else:
         raise TypeError(f"process must be a Process, a Field, an SDE or an ODE, got {type(process).__name__}")
-    made = trace(solver, problem, check_grid(problem, grid))
-    _ = made.program  # here and not at the first run: torch.compile cannot trace the filling of a cached property
-    return made
+    return trace(solver, problem, check_grid(problem, grid))
 
 
 def check_grid(problem: Problem, grid: Any) -> np.ndarray[Any, np.dtype[np.float64]]:

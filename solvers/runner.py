@@ -63,7 +63,7 @@ def execute(
             _like_the_state(vector, x, plan.solver, begin - 1)
     in_place = not torch.is_grad_enabled()  # a graph may hold any earlier state
     evaluate = problem.evaluate
-    combine = resolve("combine", x.device.type, x.dtype, x.numel())
+    combine = resolve("combine", x.device.type, x.dtype, x.numel() * (len(plan.steps) - begin))
     shape, dtype, device, plain = x.shape, x.dtype, x.device, torch.Tensor
     unseen = True
     for i in range(begin, len(plan.steps)):

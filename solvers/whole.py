@@ -4,67 +4,49 @@ whole and what a CUDA graph captures. `runner.execute` is the same run with buff
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import torch
 
-from halfbridge.kernels import DeviceNoise, Noise, combine, normal
-from halfbridge.solvers.algebra import Combine, Draw, Evaluate
+from halfbridge.kernels import combine
+from halfbridge.solvers.algebra import Combine, Evaluate
 from halfbridge.solvers.field import check_output
+from halfbridge.solvers.noise import Normals, OneNormal, check_seeded
+from halfbridge.solvers.runner import check_plan, check_state
 
 if TYPE_CHECKING:
     from halfbridge.solvers.plan import Plan
 
-__all__ = ["PlanNumbers", "Source", "run_whole"]
+__all__ = ["PlanNumbers", "run_compiled", "run_whole"]
 
 
-class Source(NamedTuple):
-    """One draw of a run: `noise` regenerates it inside a kernel, or `made` is the tensor a noise object returned."""
-
-    draw: Draw
-    like: torch.Tensor
-    noise: Noise | DeviceNoise | None
-    made: torch.Tensor | None
-
-    def __call__(self, shape: Any = None) -> torch.Tensor:
-        """The normal as a tensor, of another sample shape if asked."""
-        if shape is None and self.made is not None:
-            return self.made
-        like = self.like if shape is None else self.like.new_empty(tuple(shape))
-        if isinstance(self.noise, Noise):
-            return normal(tuple(like.shape), *self.noise[1:], dtype=like.dtype, device=like.device)
-        if self.noise is not None:
-            return combine([torch.zeros_like(like)], [0.0], noise=self.noise)
-        raise ValueError(
-            f"draw {self.draw.index} is of shape {tuple(like.shape)}, and a noise object makes normals like the state only here; "
-            "pass an int as seed"
-        )
-
-    def fused(self) -> Any:
-        """What the kernels' `noise` argument takes."""
-        return self.made if self.noise is None else self.noise
-
-
-class PlanNumbers:
+class PlanNumbers(Normals):
     """The numbers of a run as the plan holds them: Python floats, which a compiled graph keeps as constants."""
 
-    def __init__(self, seed: Any, first: int) -> None:
-        self.seed, self.first = seed, first
-
     def time(self, at: tuple[int, int], t: float) -> Any:
+        """Of the evaluation at (step, place in it)."""
         return t
 
     def coefficients(self, at: tuple[int, int], given: tuple[float, ...]) -> Any:
-        """Of the operation at (step, place in it)."""
         return given
 
     def scale(self, at: tuple[int, int], given: float) -> Any:
         return given
 
-    def source(self, draw: Draw, scale: Any, like: torch.Tensor) -> Source:
-        if callable(self.seed):
-            return Source(draw, like, None, self.seed(draw.index, draw.t, draw.s, like))
-        return Source(draw, like, Noise(scale, self.seed, draw.index, self.first), None)
+
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+def fill(plan: Plan) -> None:
+    """Fill the plan's cached properties, which torch.compile can read and not trace."""
+    _ = plan.program, plan.draws
+
+
+def run_compiled(plan: Plan, problem: Any, x: torch.Tensor, seed: Any, first: int) -> torch.Tensor:
+    """`plan.run` while torch.compile traces it."""
+    fill(plan)
+    check_plan(plan, problem)
+    check_state(x)
+    check_seeded(seed, plan.draws)
+    return run_whole(plan, problem, x, PlanNumbers(seed, first, x))
 
 
 def run_whole(plan: Plan, problem: Any, x: torch.Tensor, numbers: Any) -> torch.Tensor:
@@ -86,8 +68,8 @@ def run_whole(plan: Plan, problem: Any, x: torch.Tensor, numbers: Any) -> torch.
             elif isinstance(op, Combine):
                 value = _combined(vectors, instruction, at, numbers, x)
             else:
-                source = None if op.draw is None else numbers.source(op.draw, 1.0, x)
-                value = op.run(vectors, source, None, *numbers.coefficients(at, op.numbers))
+                noise = None if op.draw is None else OneNormal(numbers, op.draw)
+                value = op.run(vectors, noise, None, *numbers.coefficients(at, op.numbers))
             registers[instruction.out] = value
             for r in instruction.frees:
                 registers[r] = None
@@ -103,7 +85,7 @@ def _combined(vectors: list[Any], instruction: Any, at: tuple[int, int], numbers
     if draw is None:
         return combine(vectors, coefficients)
     scale = numbers.scale(at, instruction.scale)
-    source = numbers.source(draw, scale, x)
-    if source.made is not None:
-        return combine([*vectors, source.made], (*coefficients, scale))
-    return combine(vectors, coefficients, noise=source.noise)
+    noise = numbers.fused(draw, scale)
+    if noise is None:
+        return combine([*vectors, numbers.tensor(draw)], (*coefficients, scale))
+    return combine(vectors, coefficients, noise=noise)

@@ -18,8 +18,9 @@ import triton.language as tl
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from benchmarks.aot.analysis import analysed
-from benchmarks.aot.cases import BY_DATA, KERNELS, Case, collected
+from benchmarks.aot.cases import BY_DATA, Case, collected
 from benchmarks.aot.targets import A100, B200, H100, MI300X, TARGETS, Target
+from benchmarks.case import KERNELS
 from halfbridge.kernels.gpu.combine import combine_triton
 
 N = 1 << 20

@@ -17,7 +17,8 @@ import pytest
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 
-from benchmarks.aot.cases import BY_DATA, KERNELS  # noqa: E402
+from benchmarks.aot.cases import BY_DATA  # noqa: E402
+from benchmarks.case import KERNELS  # noqa: E402
 
 pytestmark = pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="needs triton to compile kernels")
 NVIDIA = ("sm_80", "sm_90", "sm_100")
@@ -51,8 +52,7 @@ def settled_rows(request: pytest.FixtureRequest, rows: list[Row]) -> list[Row]:
 
 def rows_of(kernel: str, rows: list[Row]) -> list[Row]:
     found = [row for row in rows if row["kernel"] == kernel]
-    if not found:
-        pytest.skip(f"{kernel} has no cases in benchmarks/{kernel}.py")
+    assert found, f"{kernel} has no cases in benchmarks/{kernel}.py"
     assert not any("failure" in row for row in found), found[0]["failure"]
     return found
 

@@ -19,14 +19,6 @@ BACKENDS = ["reference", "triton"]
 levels = st.floats(1e-8, 1e8)
 
 
-@pytest.fixture
-def dirty_memory() -> Any:
-    """New tensors are full of NaN."""
-    torch.use_deterministic_algorithms(True)
-    yield
-    torch.use_deterministic_algorithms(False)
-
-
 @pytest.mark.usefixtures("dirty_memory")
 @pytest.mark.parametrize("dtype", DTYPES)
 @settings(max_examples=50, deadline=None)

@@ -46,14 +46,6 @@ def measure(backend: str, s: list[Tensor], c: list[float], rtol: float, atol: fl
         return error_norm(s[2:], c, s[0], s[1], rtol=rtol, atol=atol, norm=norm)
 
 
-@pytest.fixture
-def dirty_memory() -> Any:
-    """New tensors are full of NaN."""
-    torch.use_deterministic_algorithms(True)
-    yield
-    torch.use_deterministic_algorithms(False)
-
-
 @pytest.mark.usefixtures("dirty_memory")
 @pytest.mark.parametrize("dtype", DTYPES)
 @settings(max_examples=60, deadline=None)

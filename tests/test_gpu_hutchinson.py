@@ -71,7 +71,7 @@ def test_draws_that_follow_on_each_other_share_a_launch(monkeypatch: pytest.Monk
     monkeypatch.setattr(
         probe, "launch", lambda kernel, grid, *a, **k: (grids.append(grid), launch(kernel, grid, *a, **k))
     )
-    monkeypatch.setattr(probe, "DRAWS", 3)
+    monkeypatch.setattr("halfbridge.kernels.gpu.launch.DRAWS", 3)
     chosen = [4, 5, 6, 7, 9, 2**32 - 1]
     out = torch.full((6, 3, 200), torch.nan)
     probe.hutchinson_probe_triton(out, 3, chosen, 11, 0)

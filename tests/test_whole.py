@@ -84,6 +84,26 @@ def test_the_default_compiler_gives_the_same_run() -> None:
         assert torch.allclose(run(x), plan.run(f, x, 3), rtol=1e-11, atol=1e-11)
 
 
+@pytest.mark.parametrize(
+    ("problem", "x", "seed", "error"),
+    [
+        (field(), state(), None, "draws 2 normals; pass an int"),
+        (hb.ODE(lambda t, x: -x), state(), 3, "plan of Field problems, got ODE"),
+        (field(), state().long(), 3, "must be floating point"),
+        (field(), state(), -1, "`seed` = -1 is outside"),
+    ],
+)
+def test_a_compiled_run_refuses_what_a_run_refuses(problem: Any, x: Tensor, seed: Any, error: str) -> None:
+    plan = planned(hb.Ancestral(), steps=2)
+    torch._dynamo.reset()
+    for run in (
+        plan.run,
+        torch.compile(plan.run, backend="aot_eager"),
+    ):  # fullgraph would wrap the error in one of its own
+        with pytest.raises((TypeError, ValueError), match=error):
+            run(problem, x, seed)
+
+
 def test_noise_objects_and_sde_diffusions_are_traced_too() -> None:
     sde = hb.SDE(lambda t, x: -x, lambda t, x: 1 + 0.1 * x.sin(), noise="diagonal")
     x = state()
@@ -98,7 +118,7 @@ def test_a_matrix_diffusion_asks_for_noise_of_its_own_shape() -> None:
     sde = hb.SDE(lambda t, x: -x, lambda t: torch.ones(2, 3, dtype=torch.float64), noise="matrix")
     plan, x = hb.plan(hb.EulerMaruyama(), sde, [0.0, 0.4, 1.0]), state()
     with torch.no_grad():
-        for got in (whole.run_whole(plan, sde, x, whole.PlanNumbers(7, 3)), plan.capture(sde, x, 7, 3).replay()):
+        for got in (whole.run_whole(plan, sde, x, whole.PlanNumbers(7, 3, x)), plan.capture(sde, x, 7, 3).replay()):
             assert torch.allclose(got, plan.run(sde, x, 7, 3), rtol=1e-14, atol=1e-14)
 
 

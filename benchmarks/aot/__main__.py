@@ -6,9 +6,10 @@ from importlib.metadata import version
 from pathlib import Path
 
 from benchmarks.aot.analysis import rows
-from benchmarks.aot.cases import KERNELS, collected
+from benchmarks.aot.cases import collected
 from benchmarks.aot.report import page
 from benchmarks.aot.targets import TARGETS
+from benchmarks.case import KERNELS
 from benchmarks.pairs import provenance
 
 

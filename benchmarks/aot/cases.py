@@ -4,10 +4,8 @@ import importlib
 from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
-KERNELS = (
-    "combine", "normal", "langevin", "hutchinson_probe", "hutchinson_dot", "error_norm", "ema_update", "edm_precondition",
-    "mixture_field",
-)  # fmt: skip
+from benchmarks.case import KERNELS
+
 BY_DATA = ("mixture_field",)  # what they compute and load depends on the data, and much of it is loaded from a cache
 
 

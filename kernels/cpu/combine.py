@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.autograd import forward_ad
 
 from halfbridge.kernels import boxmuller, philox
-from halfbridge.kernels.aliasing import dense, disentangled
+from halfbridge.kernels.aliasing import disentangled, in_one_order
 from halfbridge.kernels.arguments import recorded
 from halfbridge.kernels.combine import add_noise, combine_reference, out_first
 from halfbridge.kernels.cpu import compiler, normal
@@ -211,7 +211,7 @@ def combine_numba(
         or n < 2  # one element is contiguous even where it is lazily negated, as the imag of a conj is
         or forward_ad._current_level >= 0
         or (out is None and recorded(vectors, None))
-        or not (by_rows or in_one_order(like, vectors))
+        or not (by_rows or in_one_order([like, *vectors]))
     ):
         return by_reference(vectors, coefficients, noise, out)
     try:
@@ -252,11 +252,6 @@ def by_reference(
     vectors, target = disentangled(vectors, out)
     total = combine_reference(vectors, coefficients, noise, target)
     return total if target is out else out.copy_(total)
-
-
-def in_one_order(like: Tensor, vectors: Sequence[Tensor]) -> bool:
-    """Whether all have their elements in the same order in memory, without gaps: those of channels_last, say."""
-    return all(v.stride() == like.stride() for v in vectors) and dense(like)
 
 
 def add_up(out: Tensor, addresses: list[int], coefficients: Sequence[float], noise: Noise | None = None) -> None:

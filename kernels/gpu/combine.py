@@ -8,16 +8,17 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from halfbridge.kernels.aliasing import same_elements
-from halfbridge.kernels.arguments import recorded
+from halfbridge.kernels.aliasing import dense, same_elements
+from halfbridge.kernels.arguments import accumulation, recorded
 from halfbridge.kernels.combine_operator import combine_whole
-from halfbridge.kernels.gpu.launch import accumulation, bits, coefficient, launch, triton_dtype
+from halfbridge.kernels.gpu.launch import bits, coefficient, launch, triton_dtype
 from halfbridge.kernels.gpu.noise import (
     key_and_counter,
     noise_arguments,
     normals_at,
     normals_of_tile,
     places,
+    ragged,
     tile_start,
     tiling,
 )
@@ -52,11 +53,7 @@ def combine_kernel(
         row, block = tile_start(tile, blocks.to(tl.uint32), BLOCK // 4, BIG)
     if NOISE and RAGGED:
         step, place = places(tl.arange(0, BLOCK // 4), block, blocks.to(tl.uint32), SHORT)
-        lane = tl.arange(0, 4)[None, :]
-        inside = place.to(tl.int64) * 4
-        head = (row + step.to(tl.uint64)).to(tl.int64) * d + inside
-        offsets = head[:, None] + lane
-        mask = (lane < (d - inside)[:, None]) & (offsets < n)
+        offsets, mask = ragged(step, place, row, d, n)
     else:
         start = tile.to(tl.int64) * BLOCK
         out += start
@@ -167,13 +164,3 @@ def layouts(vectors: Sequence[Tensor], noisy: bool, out: Tensor | None) -> tuple
     if out is not None and out.is_contiguous():
         return kept, out
     return kept, torch.empty(like.shape, dtype=like.dtype, device=like.device)
-
-
-def dense(t: Tensor) -> bool:
-    """Whether every element from the first to the last in memory belongs to the tensor, once."""
-    expected = 1
-    for stride, size in sorted(zip(t.stride(), t.shape, strict=True)):
-        if size != 1 and stride != expected:
-            return False
-        expected *= size
-    return True

@@ -12,9 +12,10 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from halfbridge.kernels.aliasing import dense
+from halfbridge.kernels.aliasing import in_one_order
+from halfbridge.kernels.arguments import accumulation
 from halfbridge.kernels.ema_update import ema_update_reference
-from halfbridge.kernels.gpu.launch import accumulation, bits, coefficient, launch, triton_dtype
+from halfbridge.kernels.gpu.launch import bits, coefficient, launch, triton_dtype
 
 BLOCK = 1024  # elements of a tile: 8 a thread; twice as many of 16 bits
 LISTS = 4  # of averages, in one launch
@@ -97,13 +98,6 @@ def ema_update_triton(
         rest = [[tensors[i] for i in kept["others"]] for tensors in averages]
         known = weights.tolist() if isinstance(weights, Tensor) else list(weights)
         ema_update_reference(rest, [parameters[i] for i in kept["others"]], known)
-
-
-def in_one_order(tensors: list[Tensor]) -> bool:
-    """Whether all have their elements in the same order in memory, without holes."""
-    return all(t.is_contiguous() for t in tensors) or (
-        dense(tensors[0]) and all(t.stride() == tensors[0].stride() for t in tensors)
-    )
 
 
 def block(*dtypes: torch.dtype) -> int:

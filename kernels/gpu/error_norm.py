@@ -12,7 +12,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from halfbridge.kernels.gpu.launch import accumulation, bits, coefficient, launch, triton_dtype
+from halfbridge.kernels.arguments import accumulation
+from halfbridge.kernels.gpu.launch import bits, coefficient, launch, triton_dtype
 
 VECTORS = 6
 TILE = 1024  # elements: 8 a thread; twice as many of 16 bits, for AMD's wider waves move 16 bytes a thread too

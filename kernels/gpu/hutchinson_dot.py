@@ -10,31 +10,15 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from halfbridge.kernels.gpu.hutchinson_probe import runs, signs
-from halfbridge.kernels.gpu.launch import accumulation, launch, triton_dtype
+from halfbridge.kernels.arguments import accumulation
+from halfbridge.kernels.gpu.hutchinson_probe import signs
+from halfbridge.kernels.gpu.launch import launch, runs, triton_dtype
 from halfbridge.kernels.gpu.noise import normals_of_tile
-from halfbridge.kernels.gpu.sums import add_pairs, sum_pairs
+from halfbridge.kernels.gpu.sums import add_pairs, by_fours, sum_pairs, two_sum
 
 TILE = {2: 4096, 4: 4096, 8: 2048}  # bytes of an element -> elements of a tile
 PART = 4  # tiles of a part of a long sample
 PARTS = 256  # that are added at once
-
-
-@triton.jit
-def two_sum(a, b):
-    """a + b as a pair, exactly (Knuth)."""
-    total = a + b
-    back = total - a
-    return total, (a - (total - back)) + (b - back)
-
-
-@triton.jit
-def by_fours(v, ROWS: tl.constexpr, WIDTH: tl.constexpr):
-    """[ROWS, WIDTH] as four tensors [ROWS, WIDTH // 4], of which each thread has the neighbours that it loaded."""
-    a, b = tl.split(v.reshape(ROWS, WIDTH // 4, 2, 2))
-    a0, a1 = tl.split(a)
-    b0, b1 = tl.split(b)
-    return a0, b0, a1, b1
 
 
 @triton.jit

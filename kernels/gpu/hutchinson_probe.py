@@ -1,17 +1,17 @@
 """`hutchinson_probe` on a GPU: 128 signs a counter, spread over the threads that store them; and signs for other kernels."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from halfbridge.kernels.gpu.launch import launch
+from halfbridge.kernels.gpu.launch import launch, runs
 from halfbridge.kernels.gpu.noise import places, tile_start
+from halfbridge.kernels.gpu.normals import philox
 
 SIGNS = 128  # of a counter
 BLOCK = 4096  # elements of a tile: 32 a thread, so that a thread's share of the counters costs 2 instructions each
-DRAWS = 1 << 15  # of one launch: the grid's second axis ends at 2^16 - 1
 
 
 @triton.jit
@@ -21,7 +21,7 @@ def signs(row, place, sample, draw, seed, LANES: tl.constexpr):
     with global index `sample` (uint64).
     """
     index = sample + row.to(tl.uint64)
-    w0, w1, w2, w3 = tl.philox(seed, place, draw, index.to(tl.uint32), (index >> 32).to(tl.uint32))
+    w0, w1, w2, w3 = philox(place, draw, index.to(tl.uint32), (index >> 32).to(tl.uint32), seed)
     if LANES == 128:
         words = tl.join(tl.join(w0, w2), tl.join(w1, w3)).reshape(4 * w0.shape[0])
     elif LANES == 64:
@@ -70,12 +70,3 @@ def hutchinson_probe_triton(out: Tensor, seed: int, draws: Sequence[int], first:
             COUNTERS=counters, LANES=lanes, SHORT=blocks < counters, BIG=batch * blocks >= 1 << 32,
             ALIGNED=min(n & -n, 16),
         )  # fmt: skip
-
-
-def runs(draws: Sequence[int]) -> Iterator[tuple[int, int]]:
-    """(begin, end) of the stretches of draws that follow on each other, each short enough for one launch."""
-    begin = 0
-    for end in range(1, len(draws) + 1):
-        if end == len(draws) or draws[end] != draws[end - 1] + 1 or end - begin == DRAWS:
-            yield begin, end
-            begin = end

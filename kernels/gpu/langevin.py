@@ -7,32 +7,27 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from halfbridge.kernels.gpu.launch import accumulation, bits, coefficient, launch, triton_dtype
+from halfbridge.kernels.arguments import accumulation
+from halfbridge.kernels.gpu.launch import bits, coefficient, launch, triton_dtype
 from halfbridge.kernels.gpu.noise import key_and_counter, noise_arguments, normals_of_tile
-from halfbridge.kernels.gpu.sums import add_pairs, product, sum_pairs
+from halfbridge.kernels.gpu.sums import add_pairs, by_fours, product, sum_pairs
 from halfbridge.kernels.noise import DeviceNoise, Noise
 
 ROW = 4096  # elements of the longest sample that one program holds: score, z and their squares stay in registers
-TILE = {
-    2: 2048,
-    4: 1024,
-    8: 512,
-}  # bytes of an element -> elements of a tile of short samples, or of part of a long one
+TILE = {2: 2048, 4: 1024, 8: 512}  # bytes of an element -> elements of a tile of a long sample
 PART = 8  # tiles of a part; samples are cut into parts by their size alone, so their bits do not depend on the batch
 
 
 @triton.jit
 def squares(v, ROWS: tl.constexpr, WIDTH: tl.constexpr):
     """Sums of squares of groups of four neighbours, [ROWS, WIDTH] -> pairs [ROWS, WIDTH // 4]: each thread its own."""
-    a, b = tl.split(v.reshape(ROWS, WIDTH // 4, 2, 2))
-    a0, a1 = tl.split(a)
-    b0, b1 = tl.split(b)
-    high, low = product(a0, a0)
-    other_high, other_low = product(b0, b0)
+    a, b, c, d = by_fours(v, ROWS, WIDTH)
+    high, low = product(a, a)
+    other_high, other_low = product(b, b)
     high, low = add_pairs(high, low, other_high, other_low)
-    other_high, other_low = product(a1, a1)
+    other_high, other_low = product(c, c)
     high, low = add_pairs(high, low, other_high, other_low)
-    other_high, other_low = product(b1, b1)
+    other_high, other_low = product(d, d)
     return add_pairs(high, low, other_high, other_low)
 
 

@@ -1,13 +1,15 @@
 """Launching a kernel: the tensor's device, options that must not be left to a version's default, numbers as bits."""
 
 import struct
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
+
+DRAWS = 1 << 15  # of one launch: the grid's second axis ends at 2^16 - 1
 
 
 def launch(kernel: Any, tiles: int | tuple[int, ...], like: Tensor, *arguments: Any, **constants: Any) -> None:
@@ -27,18 +29,13 @@ def launch(kernel: Any, tiles: int | tuple[int, ...], like: Tensor, *arguments: 
         kernel[grid](*arguments, enable_fp_fusion=True, **constants)
 
 
-def accumulation(dtype: torch.dtype) -> torch.dtype:
-    """The dtype in which a kernel computes on states of `dtype`."""
-    return torch.float64 if dtype == torch.float64 else torch.float32
-
-
 def triton_dtype(dtype: torch.dtype) -> Any:
     """The accumulation dtype as kernels take it."""
     return tl.float64 if dtype == torch.float64 else tl.float32
 
 
 def bits(numbers: Sequence[float], dtype: torch.dtype) -> tuple[int, ...]:
-    """The numbers in the accumulation dtype of `dtype` as int64 bit patterns, which `numbers.number` reads in a kernel.
+    """The numbers in the accumulation dtype of `dtype` as int64 bit patterns, which `coefficient` reads in a kernel.
 
     A Python float would arrive there as a float32, and with one kernel a type.
     """
@@ -56,3 +53,12 @@ def coefficient(pattern, table, j: tl.constexpr, DTYPE: tl.constexpr):
         return pattern.to(tl.int64).to(tl.float64, bitcast=True)
     else:
         return pattern.to(tl.int32).to(tl.float32, bitcast=True)
+
+
+def runs(draws: Sequence[int]) -> Iterator[tuple[int, int]]:
+    """(begin, end) of the stretches of draws that follow on each other, each short enough for one launch."""
+    begin = 0
+    for end in range(1, len(draws) + 1):
+        if end == len(draws) or draws[end] != draws[end - 1] + 1 or end - begin == DRAWS:
+            yield begin, end
+            begin = end

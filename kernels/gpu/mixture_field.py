@@ -11,7 +11,8 @@ import torch
 import triton
 from torch import Tensor
 
-from halfbridge.kernels.gpu.launch import accumulation, bits, launch, triton_dtype
+from halfbridge.kernels.arguments import accumulation
+from halfbridge.kernels.gpu.launch import bits, launch, triton_dtype
 from halfbridge.kernels.gpu.mixture_fused import fused_kernel
 from halfbridge.kernels.gpu.mixture_parts import finish_kernel, squares_kernel
 from halfbridge.kernels.gpu.mixture_split import exponents_kernel, sums_kernel

@@ -11,7 +11,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from halfbridge.kernels.gpu.launch import accumulation, bits
+from halfbridge.kernels.arguments import accumulation
+from halfbridge.kernels.gpu.launch import bits
 from halfbridge.kernels.gpu.normals import four_normals
 from halfbridge.kernels.noise import DeviceNoise, Noise
 
@@ -89,6 +90,15 @@ def places(t, block, blocks, SHORT: tl.constexpr):
         row = (block >= blocks).to(tl.uint32)
         block = tl.where(row != 0, block - blocks, block)
     return row, block
+
+
+@triton.jit
+def ragged(step, place, row, d, n):
+    """(offsets, mask), [n, 4], of the elements of counters in rows of d elements, which need be no multiple of 4; n: of all
+    rows. step, place: of `places`; row: the tile's first."""
+    inside, lane = place.to(tl.int64) * 4, tl.arange(0, 4)[None, :]
+    offsets = ((row + step.to(tl.uint64)).to(tl.int64) * d + inside)[:, None] + lane
+    return offsets, (lane < (d - inside)[:, None]) & (offsets < n)
 
 
 @triton.jit

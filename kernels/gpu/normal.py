@@ -6,12 +6,11 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from halfbridge.kernels.gpu.launch import launch, triton_dtype
-from halfbridge.kernels.gpu.noise import normals_at, normals_of_tile, places, tile_start, tiling
+from halfbridge.kernels.gpu.launch import launch, runs, triton_dtype
+from halfbridge.kernels.gpu.noise import normals_at, normals_of_tile, places, ragged, tile_start, tiling
 from halfbridge.kernels.normal import fill_reference
 
 BLOCK = 1024  # elements of a tile
-DRAWS = 1 << 15  # of one launch: the grid's second axis ends at 2^16 - 1
 
 
 @triton.jit
@@ -28,9 +27,7 @@ def normal_kernel(
     if RAGGED:
         step, place = places(tl.arange(0, BLOCK // 4), block, blocks, SHORT)
         z = normals_at(step, place, sample, draw, seed, DTYPE)
-        lane, inside = tl.arange(0, 4)[None, :], place.to(tl.int64) * 4
-        offsets = ((row + step.to(tl.uint64)).to(tl.int64) * d + inside)[:, None] + lane
-        mask = (lane < (d - inside)[:, None]) & (offsets < n)
+        offsets, mask = ragged(step, place, row, d, n)
     else:
         z = normals_of_tile(block, blocks, sample, draw, seed, BLOCK // 4, SHORT, False, DTYPE)
         start = tile.to(tl.int64) * BLOCK
@@ -46,13 +43,9 @@ def fill_triton(out: Tensor, seed: int, draws: Sequence[int], first: int, start:
         fill_reference(out, seed, draws, first, start)
         return
     t = tiling(out[0], BLOCK, True)
-    at = 0
-    for end in range(1, len(draws) + 1):
-        if end < len(draws) and draws[end] == draws[end - 1] + 1 and end - at < DRAWS:
-            continue
+    for begin, end in runs(draws):
         launch(
-            normal_kernel, (t.tiles, end - at), out,
-            out[at:end], out[0].numel(), t.d, t.blocks, seed, draws[at], first,
+            normal_kernel, (t.tiles, end - begin), out,
+            out[begin:end], out[0].numel(), t.d, t.blocks, seed, draws[begin], first,
             RAGGED=t.ragged, SHORT=t.short, BIG=t.big, BLOCK=BLOCK, DTYPE=triton_dtype(out.dtype),
         )  # fmt: skip
-        at = end

@@ -9,11 +9,17 @@ import triton.language as tl
 
 
 @triton.jit
+def two_sum(a, b):
+    """a + b as a pair, exactly (Knuth)."""
+    total = a + b
+    back = total - a
+    return total, (a - (total - back)) + (b - back)
+
+
+@triton.jit
 def add_pairs(high, low, other_high, other_low):
-    """(high, low) + (other_high, other_low), by Knuth's error-free sum of the high parts."""
-    total = high + other_high
-    back = total - high
-    error = (high - (total - back)) + (other_high - back)
+    """(high, low) + (other_high, other_low), with the high parts added exactly."""
+    total, error = two_sum(high, other_high)
     return total, low + other_low + error
 
 
@@ -22,6 +28,15 @@ def product(a, b):
     """a b as a pair, exactly: the low part is what rounding the high part lost."""
     high = a * b
     return high, tl.fma(a, b, -high)
+
+
+@triton.jit
+def by_fours(v, ROWS: tl.constexpr, WIDTH: tl.constexpr):
+    """[ROWS, WIDTH] as four tensors [ROWS, WIDTH // 4], of which each thread has the neighbours that it loaded."""
+    a, b = tl.split(v.reshape(ROWS, WIDTH // 4, 2, 2))
+    a0, a1 = tl.split(a)
+    b0, b1 = tl.split(b)
+    return a0, b0, a1, b1
 
 
 @triton.jit
