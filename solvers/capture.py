@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from halfbridge.kernels import DeviceNoise, combine, philox
+from halfbridge.kernels import DeviceNoise, backend, combine, philox
 from halfbridge.kernels.arguments import accumulation
 from halfbridge.kernels.operators import signed
 from halfbridge.solvers.algebra import Combine, Draw, Evaluate
@@ -39,12 +39,12 @@ class Capture:
         self.plan, self.field = plan, field
         self._x = x.detach().clone()
         self._numbers = _MemoryNumbers(plan, self._x)
-        self._seed, self._first = seed, first
-        self._load(plan)
+        self._numbers.load(plan)
         self._count(seed, first)
         self._graph, self._out = None, None
         if x.is_cuda:
-            self._graph, self._out = self._record()
+            with torch.no_grad():
+                self._graph, self._out = self._record()
 
     def replay(
         self,
@@ -56,7 +56,8 @@ class Capture:
     ) -> torch.Tensor:
         """The run again, from `x` if given, with another seed, first or plan if given; these stay for later replays.
 
-        plan: of the same solver, prediction and number of steps, on another grid (its operations must be those captured).
+        plan: of an equal solver for the same field, with as many steps, on another grid. Nothing changes where an argument is
+        refused.
         """
         if x is not None:
             for name in ("shape", "dtype", "device"):
@@ -65,33 +66,47 @@ class Capture:
                         f"x has {name} {getattr(x, name)} but the run was captured for {getattr(self._x, name)}; "
                         "capture it again for other states"
                     )
-            self._x.copy_(x)
         if plan is not None:
-            self._load(plan)
-        if seed is not None or first is not None:
-            self._count(self._seed if seed is None else seed, self._first if first is None else first)
-        if self._graph is None:
-            return self._run().clone()
-        self._graph.replay()
-        assert self._out is not None
-        return self._out.clone()
+            self._check(plan)
+        with torch.no_grad():
+            if seed is not None or first is not None:
+                self._count(self._seed if seed is None else seed, self._first if first is None else first)
+            if plan is not None:
+                self._numbers.load(plan)
+            if x is not None:
+                self._x.copy_(x)
+            if self._graph is None:
+                return self._run().clone()
+            self._graph.replay()
+            assert self._out is not None
+            return self._out.clone()
 
     def _run(self) -> torch.Tensor:
-        with torch.no_grad():
-            return run_whole(self.plan, self.field, self._x, self._numbers)
+        return run_whole(self.plan, self.field, self._x, self._numbers)
 
     def _record(self) -> tuple[Any, torch.Tensor]:
-        stream = torch.cuda.Stream(self._x.device)  # type: ignore[no-untyped-call]
-        stream.wait_stream(torch.cuda.current_stream(self._x.device))
-        with torch.cuda.stream(stream):  # compiles kernels and lets libraries allocate, which capturing forbids
-            self._run()
-        torch.cuda.current_stream(self._x.device).wait_stream(stream)
+        if (name := backend(self._x.device)) != "triton":
+            raise RuntimeError(
+                f"x is on {self._x.device}, where the {name!r} backend runs: it reads numbers back to the host, which a CUDA "
+                "graph forbids; install triton (pip install 'halfbridge[gpu]')"
+            )
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph):
-            out = self._run()
+        with torch.cuda.device(self._x.device):  # on which a graph is captured, whatever device its tensors have
+            stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
+            stream.wait_stream(torch.cuda.current_stream())
+            with torch.cuda.stream(stream):  # compiles kernels and lets libraries allocate, which capturing forbids
+                self._run()
+            torch.cuda.current_stream().wait_stream(stream)
+            with torch.cuda.graph(graph, stream=stream):
+                out = self._run()
         return graph, out
 
-    def _load(self, plan: Plan) -> None:
+    def _check(self, plan: Plan) -> None:
+        check_plan(plan, self.field)
+        if plan.solver != self.plan.solver:
+            raise ValueError(
+                f"the captured run is of {self.plan.solver!r} and the new plan of {plan.solver!r}; capture that plan instead"
+            )
         if (given := _structure(plan)) != (known := _structure(self.plan)):
             step = next(
                 (i for i, (a, b) in enumerate(zip(given, known, strict=False)) if a != b), min(len(given), len(known))
@@ -100,15 +115,14 @@ class Capture:
                 f"the captured run is {self.plan!r} and the new one {plan!r}; their operations differ from step {step} on, "
                 "capture that plan instead"
             )
-        self._numbers.load(plan)
 
     def _count(self, seed: int | None, first: int) -> None:
         if self.plan.draws and seed is None:
             raise ValueError(f"seed = None, but the run draws {len(self.plan.draws)} normals; pass an int")
         if callable(seed):
             raise TypeError("seed is a noise object, whose normals a captured run could not make anew; pass an int")
-        self._seed = None if seed is None else philox.check_seed(seed)
-        self._first = philox.check_first(first, len(self._x))
+        key = None if seed is None else philox.check_seed(seed)
+        self._first, self._seed = philox.check_first(first, len(self._x)), key
         self._numbers.count(self._seed or 0, self._first)
 
 

@@ -182,7 +182,40 @@ def test_bad_captures_and_replays_say_why() -> None:
         capture.replay(state(batch=4))
     with pytest.raises(ValueError, match="operations differ from step 4 on, capture that plan instead"):
         capture.replay(plan=planned(hb.Ancestral(), steps=5))
-    with pytest.raises(ValueError, match="operations differ from step 0 on"):
-        capture.replay(plan=planned(hb.DDIM()))
     with pytest.raises(ValueError, match="`seed` = -1 is outside"):
         capture.replay(seed=-1)
+    corrected = planned(hb.Langevin(snr=0.1)).capture(f, x, seed=1)
+    for solver in (hb.Langevin(snr=0.4), hb.Langevin(snr=0.1, norm="batch"), hb.DDIM()):
+        with pytest.raises(ValueError, match=r"the captured run is of Langevin\(snr=0.1"):
+            corrected.replay(plan=planned(solver))
+    for other in (
+        hb.plan(hb.Ancestral(), hb.VE(), hb.grids.karras(hb.VE(), 4)),
+        hb.plan(hb.Ancestral(), VP, plan.grid, "score"),
+    ):
+        with pytest.raises(ValueError, match="the plan was made for"):
+            capture.replay(plan=other)
+    sdes = [hb.SDE(lambda t, x: -x, lambda t, x, c=c: c + 0.1 * x.sin(), noise="diagonal") for c in (1, 2)]
+    runs = [hb.plan(hb.EulerMaruyama(), sde, [0.0, 0.4, 1.0]) for sde in sdes]
+    with pytest.raises(ValueError, match="the plan holds the diffusion of the SDE it was made for"):
+        runs[0].capture(sdes[0], x, seed=1).replay(plan=runs[1])
+
+
+def test_a_refused_replay_changes_nothing() -> None:
+    f, x, plan = field(), state(), planned(hb.Ancestral())
+    capture = plan.capture(f, x, seed=1)
+    before = capture.replay()
+    for wrong in (
+        {"plan": planned(hb.DDIM())},
+        {"seed": -1},
+        {"first": -1, "plan": planned(hb.Ancestral(), hb.grids.uniform)},
+    ):
+        with pytest.raises(ValueError):
+            capture.replay(state(2), **wrong)
+        assert torch.equal(capture.replay(first=0), before)
+
+
+def test_replays_from_a_state_with_a_gradient_record_nothing() -> None:
+    capture = planned(hb.Ancestral()).capture(field(), state(), seed=1)
+    out = capture.replay(state(2).requires_grad_())
+    assert not out.requires_grad
+    assert not capture._x.requires_grad
