@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import halfbridge as hb
-from halfbridge.nets import EMA, MLP, Fourier, Sinusoidal, as_field
+from halfbridge.nets import MLP, Fourier, Sinusoidal, as_field
 
 STEPS = hb.DiscreteVP([0.1, 0.2, 0.3, 0.4])
 
@@ -134,118 +134,6 @@ def test_an_mlp_refuses_bad_sizes(arguments, message):
 def test_an_mlp_refuses_events_of_another_shape():
     with pytest.raises(ValueError, match=r"x of shape \(2, 4\).*\(batch, 3\)"):
         MLP(3)(torch.zeros(2, 4), torch.zeros(2))
-
-
-def averaged_after(values, decay, warmup):
-    """The value of an EMA of one number that starts at values[0] and sees values[1:]."""
-    net = torch.nn.Linear(1, 1, bias=False).double()
-    torch.nn.init.constant_(net.weight, values[0])
-    ema = EMA(net, decay, warmup=warmup)
-    for value in values[1:]:
-        torch.nn.init.constant_(net.weight, value)
-        ema.update()
-    return ema.model.weight.item()
-
-
-def test_without_warmup_the_average_is_the_exponential_sum_that_starts_at_the_initial_value():
-    values = [3.0, -1.0, 4.0, 1.0, -5.0, 9.0]
-    expected = 0.9**5 * values[0] + sum(0.1 * 0.9 ** (5 - k) * values[k] for k in range(1, 6))
-    assert averaged_after(values, 0.9, warmup=False) == pytest.approx(expected, rel=1e-14)
-
-
-def test_warmup_forgets_the_initial_value_like_its_product_of_decays():
-    gone = math.prod(k / (k + 9) for k in range(1, 11))
-    assert averaged_after([1.0] + [0.0] * 10, 0.999, warmup=True) == pytest.approx(gone, rel=1e-12)
-    assert gone == pytest.approx(1.0 / math.comb(19, 9), rel=1e-12)
-
-
-def test_warmup_ends_where_it_reaches_the_decay():
-    with_warmup = averaged_after([1.0] * 40 + [0.0] * 5, 0.5, warmup=True)
-    assert with_warmup == pytest.approx(0.5**5, rel=1e-14)
-
-
-def test_the_averaged_copy_has_its_own_memory_no_gradients_and_follows_buffers():
-    net = torch.nn.Sequential(torch.nn.Linear(2, 2), torch.nn.BatchNorm1d(2)).train()
-    ema = EMA(net, 0.9)
-    net(torch.randn(8, 2, generator=torch.Generator().manual_seed(0)))
-    ema.update()
-    assert torch.equal(ema.model[1].running_mean, net[1].running_mean)
-    assert ema.model[1].num_batches_tracked == 1
-    assert not any(p.requires_grad for p in ema.model.parameters())
-    assert not ema.model.training
-    assert net.training
-    assert ema.model[0].weight.data_ptr() != net[0].weight.data_ptr()
-
-
-def test_an_ema_goes_on_from_its_state_to_the_last_bit():
-    net = torch.nn.Linear(3, 3)
-
-    def go_on(ema, steps):
-        for k in steps:
-            torch.nn.init.constant_(net.weight, math.sin(k))
-            ema.update()
-
-    whole, first, second = EMA(net, 0.99), EMA(net, 0.99), EMA(net, 0.99)
-    go_on(whole, range(10))
-    go_on(first, range(4))
-    second.load_state_dict(first.state_dict())
-    go_on(second, range(4, 10))
-    assert torch.equal(whole.model.weight, second.model.weight)
-
-
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_averages_of_half_parameters_do_not_stand_still(dtype):
-    net = torch.nn.Linear(4, 4, bias=False).to(dtype)
-    torch.nn.init.ones_(net.weight)
-    ema = EMA(net, 0.9999, warmup=False)
-    torch.nn.init.constant_(net.weight, 2.0)
-    for _ in range(200):
-        ema.update()
-    assert torch.equal(ema.model.weight, torch.full((4, 4), 2 - 0.9999**200).to(dtype))
-    assert ema.model(torch.ones(2, 4, dtype=dtype)).dtype == dtype
-
-
-def test_an_ema_of_a_half_network_goes_on_from_its_state_to_the_last_bit():
-    net = torch.nn.Linear(3, 3).to(torch.bfloat16)
-    first, second = EMA(net, 0.99), EMA(net, 0.99)
-    for k in range(30):
-        torch.nn.init.constant_(net.weight, math.sin(k))
-        if k == 20:
-            second.load_state_dict(first.state_dict())
-        for ema in (first, second)[: 1 if k < 20 else 2]:
-            ema.update()
-    one, other = first.state_dict(), second.state_dict()
-    assert one["updates"] == other["updates"]
-    for part in ("model", "wide"):
-        assert one[part].keys() == other[part].keys()
-        assert all(torch.equal(one[part][name], other[part][name]) for name in one[part])
-    assert one["wide"]["weight"].dtype == torch.float32
-
-
-def test_a_half_average_that_was_written_to_goes_on_from_there():
-    net = torch.nn.Linear(1, 2, bias=False).to(torch.bfloat16)
-    ema = EMA(net, 0.5, warmup=False)
-    torch.nn.init.constant_(net.weight, 1.0)
-    ema.update()
-    ema.model.weight.copy_(torch.tensor([[3.0], [5.0]]))
-    ema.update()
-    assert torch.equal(ema.model.weight, torch.tensor([[2.0], [3.0]], dtype=torch.bfloat16))
-
-
-def test_an_ema_follows_a_network_whose_parameters_are_replaced():
-    net = torch.nn.Linear(2, 2, bias=False)
-    ema = EMA(net, 0.5, warmup=False)
-    start = net.weight.detach().clone()
-    ema.update()
-    net.weight = torch.nn.Parameter(start + 4)
-    ema.update()
-    assert torch.allclose(ema.model.weight, start + 2)
-
-
-@pytest.mark.parametrize("decay", [-0.1, 1.0, math.nan])
-def test_an_ema_refuses_a_decay_outside_zero_to_one(decay):
-    with pytest.raises(ValueError, match="decay"):
-        EMA(torch.nn.Linear(1, 1), decay)
 
 
 @pytest.mark.parametrize("time", ["sinusoidal", "fourier"])
