@@ -1,4 +1,4 @@
-"""Networks, embeddings, the moving average, and the bridge from networks to fields."""
+"""Networks, embeddings, and the bridge from networks to fields."""
 
 import math
 
