@@ -134,9 +134,15 @@ def divergence(
 
     Where gradients are recorded, value and trace are differentiable in x and in whatever else f uses; otherwise they keep
     no graph, and x is left as it was. Reverse mode refuses to run inside torch.func's transforms; forward mode composes.
+    torch.compile breaks its graph at this call and leaves it uncompiled; an f that was compiled itself has no second derivative
+    and is refused in reverse mode where gradients are recorded. f must not write to its argument.
     Half-precision fields are evaluated in their dtype and summed in float32 or above. ValueError for a result of f that is
     not like x or does not depend on it differentiably; TypeError and ValueError for bad arguments.
     """
+    if torch.compiler.is_compiling():
+        from halfbridge.solvers.uncompiled import divergence_uncompiled
+
+        return divergence_uncompiled(f, x, method, draw=draw, first=first)
     check_argument(f, x)
     exact = isinstance(method, str) and method == "exact"
     if not exact and not isinstance(method, (Hutchinson, HutchPP)):

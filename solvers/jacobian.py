@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -33,6 +33,15 @@ class Jacobian(ABC):
     @abstractmethod
     def value(self) -> torch.Tensor:
         """f(x)."""
+
+    def evaluated(self, x: torch.Tensor) -> torch.Tensor:
+        """f(x), checked; refused where f has changed x, so that the next evaluation or derivative were of another point."""
+        version = x._version
+        value = self.f(x)
+        if x._version != version:
+            raise ValueError("`f` wrote to its argument in place; let it make a new tensor, such as 2 * x for x.mul_(2)")
+        check_result(value, x)
+        return value
 
     def products(self, v: torch.Tensor, constant: bool = False) -> torch.Tensor:
         """J v (forward) or J^T v (reverse) for v of shape (vectors, batch, *shape); constant: not differentiable.
@@ -71,11 +80,12 @@ class Reverse(Jacobian):
         with torch.enable_grad():
             # its own node: derivatives are by the argument of f, whatever else in f depends on x
             self.x = x.view_as(x) if recording and x.requires_grad else x.detach().requires_grad_()
-            self._value = f(self.x)
-        check_result(self._value, x)
+            self._value = self.evaluated(self.x)
         if not self._value.requires_grad:
             raise ValueError(CONSTANT)
         self.recorded = recording and (x.requires_grad or has_other_leaves(self._value, self.x))
+        if self.recorded and has_compiled(self._value, self.x):
+            raise ValueError(COMPILED)
 
     @property
     def value(self) -> torch.Tensor:
@@ -107,7 +117,7 @@ class Forward(Jacobian):
 
     @property
     def value(self) -> torch.Tensor:
-        return self._checked(self.x) if self._value is None else self._value
+        return self.evaluated(self.x) if self._value is None else self._value
 
     def _one(self, v: torch.Tensor, constant: bool) -> torch.Tensor:
         return self._push(self._dual, v, constant)
@@ -120,12 +130,7 @@ class Forward(Jacobian):
         return self._push(run, v, constant)
 
     def _dual(self, v: torch.Tensor) -> Any:
-        return torch.func.jvp(self._checked, (self.x,), (v,), strict=True)
-
-    def _checked(self, x: torch.Tensor) -> torch.Tensor:
-        value = self.f(x)
-        check_result(value, x)
-        return value
+        return torch.func.jvp(self.evaluated, (self.x,), (v,), strict=True)
 
     def _push(self, run: Callable[[torch.Tensor], Any], v: torch.Tensor, constant: bool) -> torch.Tensor:
         try:
@@ -148,19 +153,35 @@ CONSTANT = (
 )
 
 
-def has_other_leaves(value: torch.Tensor, x: torch.Tensor) -> bool:
-    """Whether the graph of `value` ends anywhere else than in the leaf `x`: at a parameter that requires gradients."""
-    seen, nodes = set(), [value.grad_fn]
-    while nodes:
-        node = nodes.pop()
+COMPILED = (
+    "`f` was compiled by torch.compile, whose functions have no second derivative, so the trace would have no gradient; pass "
+    'the function before it was compiled, or hb.Hutchinson(mode="forward") or hb.HutchPP(mode="forward")'
+)
+
+
+def nodes(root: Any) -> Iterator[Any]:
+    """The nodes of a graph that are reached from `root`, each once."""
+    seen, waiting = set(), [root]
+    while waiting:
+        node = waiting.pop()
         if node is None or node in seen:
             continue
         seen.add(node)
-        leaf = getattr(node, "variable", None)
-        if leaf is not None and leaf is not x:
-            return True
-        nodes.extend(following for following, _ in node.next_functions)
-    return False
+        yield node
+        waiting.extend(following for following, _ in node.next_functions)
+
+
+def has_other_leaves(value: torch.Tensor, x: torch.Tensor) -> bool:
+    """Whether the graph of `value` ends anywhere else than in the leaf `x`: at a parameter that requires gradients."""
+    leaves = (getattr(node, "variable", None) for node in nodes(value.grad_fn))
+    return any(leaf is not None and leaf is not x for leaf in leaves)
+
+
+def has_compiled(value: torch.Tensor, x: torch.Tensor) -> bool:
+    """Whether a function that torch.compile made stands between `x` and `value`: its derivative comes back without a graph."""
+    end = torch.autograd.graph.get_gradient_edge(x).node
+    compiled = (node for node in nodes(value.grad_fn) if node.name().startswith("CompiledFunction"))
+    return any(end in nodes(node) for node in compiled)
 
 
 def check_argument(f: object, x: object) -> None:

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from jacobians import ESTIMATORS, F64, METHODS, D, X, curved, linear
+from jacobians import ESTIMATORS, F64, METHODS, A, D, X, curved, linear
 from torch import Tensor
 
 from halfbridge import Hutchinson, HutchPP, divergence
@@ -176,3 +176,58 @@ def test_empty_and_scalar_samples(shape: tuple[int, ...], method: Any) -> None:
     assert trace.shape == shape[:1]
     if getattr(method, "kind", "rademacher") == "rademacher" or isinstance(method, HutchPP):
         assert torch.equal(trace, torch.full(shape[:1], 2.0 * (shape != (2, 0)), dtype=F64))
+
+
+WRITERS = {
+    "its argument": lambda x: linear(x.mul_(2)),
+    "its argument detached": lambda x: linear(x) + x.detach().mul_(2),
+}
+
+
+@pytest.mark.parametrize("f", WRITERS.values(), ids=WRITERS)
+@pytest.mark.parametrize("method", METHODS)
+def test_a_function_that_writes_to_its_argument_is_refused(method: Any, f: Any) -> None:
+    with pytest.raises(ValueError, match="`f` wrote to its argument in place"):  # torch itself refuses where x is a leaf
+        divergence(f, 1 * X.clone().requires_grad_(), method)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_compiled_function_has_its_gradient_or_is_refused(method: Any) -> None:
+    a = A.clone().requires_grad_()
+    torch._dynamo.reset()
+    f = torch.compile(lambda x: curved(x, a), backend="aot_eager")
+    if getattr(method, "mode", "reverse") == "reverse":
+        with pytest.raises(ValueError, match="`f` was compiled by torch.compile"):
+            divergence(f, X, method)
+    else:
+        got, want = (
+            torch.autograd.grad(divergence(g, X, method).trace.sum(), a) for g in (f, lambda x: curved(x, a))
+        )
+        assert torch.allclose(*got, *want, rtol=1e-11, atol=1e-11)
+    with torch.no_grad():
+        assert torch.allclose(divergence(f, X, method).trace, divergence(lambda x: curved(x, a), X, method).trace)
+
+
+def test_what_was_compiled_before_x_is_no_hindrance() -> None:
+    a = A.clone().requires_grad_()
+    torch._dynamo.reset()
+    embed = torch.compile(lambda a: a.sin(), backend="aot_eager")
+    x, b = X + embed(a).sum(), embed(a)
+    got, want = (
+        torch.autograd.grad(divergence(lambda x, b=b: curved(x, b), x).trace.sum(), a, retain_graph=True)
+        for x, b in ((x, b), (X + a.sin().sum(), a.sin()))
+    )
+    assert torch.allclose(*got, *want, rtol=1e-11, atol=1e-11)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_compiled_caller_breaks_its_graph_and_gets_the_same_numbers(method: Any) -> None:
+    a = A.clone().requires_grad_()
+
+    def loss(x: Tensor) -> Tensor:
+        return 2 * divergence(lambda x: curved(x, a), x.sin(), method).trace
+
+    torch._dynamo.reset()
+    got, want = torch.compile(loss, backend="aot_eager")(X), loss(X)
+    assert torch.allclose(got, want, rtol=1e-12, atol=1e-12)
+    assert torch.allclose(*(torch.autograd.grad(t.sum(), a)[0] for t in (got, want)), rtol=1e-11, atol=1e-11)
