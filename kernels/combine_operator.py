@@ -1,7 +1,7 @@
 """`combine` as an operator of torch: torch.compile keeps it whole, and it has a gradient whatever backend runs it."""
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -15,10 +15,13 @@ from halfbridge.kernels.arguments import (
 )
 from halfbridge.kernels.noise import DeviceNoise, Noise
 from halfbridge.kernels.operators import signed, unsigned
+from halfbridge.kernels.traced import as_operands
 
 
 def combine_traced(vectors: Any, coefficients: Any, noise: Any, out: Tensor | None) -> Tensor:
-    """`combine` while torch.compile traces: one operator, and the checks that need no value; the operator makes the others."""
+    """`combine` while torch.compile traces: one operator, and the checks that need no value; the operator makes the others.
+    Numbers that change from call to call lie in host memory: one graph serves all of them.
+    """
     vectors, like = check_tensors(vectors, out)
     if out is not None and recorded(vectors, out):
         raise ValueError(
@@ -41,33 +44,35 @@ def combine_whole(
     vectors: Sequence[Tensor], coefficients: Sequence[float] | Tensor, noise: Noise | DeviceNoise | None
 ) -> Tensor:
     """`combine` of checked arguments as one operator."""
-    numbers, table = ([], coefficients) if isinstance(coefficients, Tensor) else (list(coefficients), None)
+    numbers, table = (None, coefficients) if isinstance(coefficients, Tensor) else as_operands(list(coefficients))
     if isinstance(noise, DeviceNoise):
         words: tuple[Any, ...] = (1.0, 0, 0, 0, noise.scale, noise.counter)
     else:
         scale, seed, draw, first = (0.0, 0, 0, 0) if noise is None else noise
-        words = (scale, signed(seed), draw, signed(first), None, None)
+        constant, scale_at = as_operands([scale])
+        words = (*(constant or [0.0]), signed(seed), draw, signed(first), scale_at, None)
     total: Tensor = combine_operator(list(vectors), numbers, table, *words)
     return total
 
 
 @torch.library.custom_op("halfbridge::combine", mutates_args=())
 def combine_operator(
-    vectors: list[Tensor], coefficients: list[float], table: Tensor | None, scale: float, seed: int, draw: int, first: int,
+    vectors: list[Tensor], coefficients: list[float] | None, table: Tensor | None, scale: float, seed: int, draw: int, first: int,
     scale_at: Tensor | None, counter: Tensor | None,
 ) -> Tensor:  # fmt: skip
     """sum_j c_j v_j + scale N. The numbers are `coefficients`, scale, seed, draw, first (none is drawn where scale is 0), or
-    lie in memory: `table`, scale_at and counter.
+    lie in memory: `table`, scale_at and counter. Without `counter`, scale_at is in host memory.
     """
     noise: Noise | DeviceNoise | None = None
     if scale_at is not None and counter is not None:
         noise = DeviceNoise(scale_at, counter)
-    elif scale != 0.0:
-        noise = Noise(scale, unsigned(seed), draw, unsigned(first))
+    elif scale_at is not None or scale != 0.0:
+        noise = Noise(scale if scale_at is None else scale_at.item(), unsigned(seed), draw, unsigned(first))
     from halfbridge.kernels.combine import combine
 
+    factors = cast(Sequence[float] | Tensor, coefficients if table is None else table)
     with torch.no_grad():  # torch has recorded the operator itself
-        return combine(vectors, coefficients if table is None else table, noise=noise)
+        return combine(vectors, factors, noise=noise)
 
 
 @combine_operator.register_fake
@@ -82,11 +87,9 @@ def _save(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
 
 def _backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
     (table,) = ctx.saved_tensors
-    factors = [[c] for c in ctx.coefficients] if table is None else table.split(1)
-    empty: list[None] | None = (
-        None if ctx.coefficients else []
-    )  # torch wants the inputs' structure back, and an empty list is part of it
-    return [combine_whole([grad], c, None) for c in factors], empty, *[None] * 7
+    factors = table.split(1) if ctx.coefficients is None else [[c] for c in ctx.coefficients]
+    pairs = zip(factors, ctx.needs_input_grad[0], strict=True)
+    return [combine_whole([grad], c, None) if wanted else None for c, wanted in pairs], *[None] * 8
 
 
 combine_operator.register_autograd(_backward, setup_context=_save)

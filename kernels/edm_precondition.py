@@ -29,7 +29,8 @@ def edm_input(x: Tensor, sigma: float | Tensor, sigma_data: float = 0.5) -> tupl
     """(c_in x, c_noise) with c_in = 1 / sqrt(sigma^2 + sigma_data^2) and c_noise = ln(sigma) / 4 (Karras et al. 2022).
 
     x: (batch, *sample), floating. sigma: the noise level, a positive number, or a tensor (batch,) or () on x's device whose
-    values are not looked at: 0 has the label -inf, a negative one NaN. sigma_data: the data's standard deviation, positive.
+    values are not looked at: 0 has the label -inf, a negative one NaN. sigma_data: the data's standard deviation, positive, a
+    constant of a graph that torch.compile makes.
 
     c_in x is like x; c_noise is (batch,), float64 for float64 states and float32 otherwise. In that dtype too the scalings
     are found and applied, for any sigma and sigma_data without overflow or cancellation, and the result is rounded once; a
@@ -39,8 +40,8 @@ def edm_input(x: Tensor, sigma: float | Tensor, sigma_data: float = 0.5) -> tupl
     check_state("`x`", x)
     levels, width = check_levels(x, sigma, sigma_data)
     dtype = accumulation(x.dtype)
-    if not isinstance(levels, Tensor) and torch.compiler.is_compiling():  # where a number may be a symbol
-        levels = torch.full((len(x),), levels, dtype=dtype, device=x.device)
+    if not isinstance(levels, Tensor) and torch.compiler.is_compiling():
+        levels = everywhere(levels, x)
     if isinstance(levels, Tensor):
         result: tuple[Tensor, Tensor] = dispatched("edm_input", (x,), levels.to(dtype), width)
         return result
@@ -67,7 +68,7 @@ def edm_output(x: Tensor, output: Tensor, sigma: float | Tensor, sigma_data: flo
         if output.dtype == x.dtype and not torch.compiler.is_compiling():
             c = Scalings(levels, width)
             return combine([x, output], [c.skip, c.out])
-        levels = torch.full((len(x),), levels, dtype=torch.float64, device=x.device)
+        levels = everywhere(levels, x)
     result: Tensor = dispatched("edm_output", (x, output), levels.to(accumulation(x.dtype)), width)
     return result
 
@@ -87,6 +88,11 @@ def check_levels(x: Tensor, sigma: Any, sigma_data: Any) -> tuple[float | Tensor
     if sigma.requires_grad and torch.is_grad_enabled():
         raise ValueError("`sigma` requires grad, but only the states get one here; pass sigma.detach()")
     return sigma.expand(len(x)), width
+
+
+def everywhere(level: float, x: Tensor) -> Tensor:
+    """The level of every sample, in float64. A product: of torch.full a compiler would make a graph for each value."""
+    return torch.ones(x.shape[:1], dtype=torch.float64, device=x.device) * level
 
 
 def check_positive(name: str, value: Any, dtype: torch.dtype) -> float:
@@ -187,7 +193,7 @@ def implementation(kernel: str, x: Tensor) -> tuple[str, Callable[..., Any]]:
 def empty_like(x: Tensor, dtype: torch.dtype | None = None) -> Tensor:
     """A new tensor in the memory order of x (channels_last, say) where each sample is a piece of memory, else contiguous."""
     kept = torch.empty_like(x, dtype=dtype)
-    if x.dim() > 1 and kept.stride(0) * len(x) != x.numel():
+    if x.dim() > 1 and kept.stride(0) * x.shape[0] != x.numel():  # len(x) would make a constant of a symbolic batch
         return torch.empty(x.shape, dtype=kept.dtype, device=x.device)
     return kept
 

@@ -2,12 +2,13 @@
 
 from collections.abc import Sequence
 from numbers import Real
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor
 
 from halfbridge.kernels.dispatch import select
+from halfbridge.kernels.traced import as_operands
 
 Lists = Sequence[Tensor] | Sequence[Sequence[Tensor]]
 Weights = float | Sequence[float] | Tensor
@@ -33,7 +34,7 @@ def ema_update(averages: Lists, parameters: Sequence[Tensor], weight: Weights) -
         return
     lists = nested(averages)
     weights = check_weights(weight, len(lists), several(averages))
-    numbers, table = ([], weights) if isinstance(weights, Tensor) else (weights, None)
+    numbers, table = (None, weights) if isinstance(weights, Tensor) else as_operands(weights)
     ema_update_operator([t for tensors in lists for t in tensors], list(parameters), numbers, table)
 
 
@@ -205,15 +206,15 @@ def ema_update_reference(
 
 @torch.library.custom_op("halfbridge::ema_update", mutates_args=("averages",))
 def ema_update_operator(
-    averages: list[Tensor], parameters: list[Tensor], weights: list[float], table: Tensor | None
+    averages: list[Tensor], parameters: list[Tensor], weights: list[float] | None, table: Tensor | None
 ) -> None:
     """averages: those of all lists in one, list after list; weights in `table`, if given."""
-    n, chosen = len(parameters), weights if table is None else table
+    n, given = len(parameters), cast(Weights, weights if table is None else table)
     if n > 0:
         lists = [averages[k : k + n] for k in range(0, len(averages), n)]
-        ParameterAverages(lists, parameters).update(chosen)
+        ParameterAverages(lists, parameters).update(given)
 
 
 @ema_update_operator.register_fake
-def _(averages: list[Tensor], parameters: list[Tensor], weights: list[float], table: Tensor | None) -> None:
+def _(averages: list[Tensor], parameters: list[Tensor], weights: list[float] | None, table: Tensor | None) -> None:
     return None

@@ -10,6 +10,7 @@ from halfbridge.kernels.arguments import accumulation, check_like, check_real, c
 from halfbridge.kernels.combine import combine_reference
 from halfbridge.kernels.dispatch import resolve
 from halfbridge.kernels.sums import norms
+from halfbridge.kernels.traced import as_operands, numbers_of
 
 Norm = Literal["sample", "batch"]
 VECTORS = 6
@@ -59,7 +60,8 @@ def error_norm(
         raise ValueError(f'`norm` = {norm!r}; pass "sample" or "batch"')
     with torch.no_grad():
         if torch.compiler.is_compiling():
-            result: Tensor = error_norm_operator(list(vectors), list(factors), x, y, rtol, atol, norm)
+            operands = as_operands([*factors, rtol, atol])
+            result: Tensor = error_norm_operator(list(vectors), *operands, x, y, norm)
             return result
         run = resolve("error_norm", x.device.type, x.dtype, x.numel())
         measured: Tensor = run(vectors, factors, x, y, rtol, atol, norm)
@@ -111,8 +113,10 @@ def ratios(states: Sequence[Tensor], coefficients: Sequence[float], rtol: float,
 
 @torch.library.custom_op("halfbridge::error_norm", mutates_args=())
 def error_norm_operator(
-    vectors: list[Tensor], coefficients: list[float], x: Tensor, y: Tensor, rtol: float, atol: float, norm: str
+    vectors: list[Tensor], numbers: list[float] | None, table: Tensor | None, x: Tensor, y: Tensor, norm: str
 ) -> Tensor:
+    """numbers: the coefficients, rtol and atol; or they are in `table`."""
+    *coefficients, rtol, atol = numbers_of(numbers, table)
     run = resolve("error_norm", x.device.type, x.dtype, x.numel())
     result: Tensor = run(vectors, coefficients, x, y, rtol, atol, norm)
     return result
@@ -120,6 +124,6 @@ def error_norm_operator(
 
 @error_norm_operator.register_fake
 def _(
-    vectors: list[Tensor], coefficients: list[float], x: Tensor, y: Tensor, rtol: float, atol: float, norm: str
+    vectors: list[Tensor], numbers: list[float] | None, table: Tensor | None, x: Tensor, y: Tensor, norm: str
 ) -> Tensor:
     return x.new_empty((x.shape[0],) if norm == "sample" else (), dtype=accumulation(x.dtype))

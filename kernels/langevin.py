@@ -21,6 +21,7 @@ from halfbridge.kernels.noise import DeviceNoise, Noise
 from halfbridge.kernels.normal import fill
 from halfbridge.kernels.operators import signed, unsigned
 from halfbridge.kernels.sums import norms
+from halfbridge.kernels.traced import as_operands, numbers_of
 
 Norm = Literal["sample", "batch"]
 LARGEST = 1e30  # a step that no state survives: the update would overflow float32
@@ -59,16 +60,15 @@ def langevin(
         check_like("`out`", out, x, "`x`")
     if norm not in ("sample", "batch"):
         raise ValueError(f'`norm` = {norm!r}; pass "sample" or "batch"')
-    compiling = torch.compiler.is_compiling()  # the operator makes the checks that need a value
-    source = noise if compiling and not isinstance(noise, Tensor) else check_source(noise, x)
+    source = check_source(noise, x)
     tensors = [x, score, *([noise] if isinstance(noise, Tensor) else [])]
     needs_gradient = recorded(tensors, out)
     if out is not None and needs_gradient:
         raise ValueError(
             "`out` cannot be given while gradients are recorded; leave it out or work under torch.no_grad()"
         )
-    if compiling:
-        result = langevin_operator(x, score, *operands(source), snr, scale, factor, norm)
+    if torch.compiler.is_compiling():  # the operator makes the checks that need a value
+        result = langevin_operator(x, score, *operands(source), *measures(snr, scale, factor), norm)
         return result if out is None else out.copy_(result)
     numbers: dict[str, Any] = {
         name: value if isinstance(value, Tensor) else check_step(name, value)
@@ -100,7 +100,7 @@ def check_source(noise: Any, x: Tensor) -> Noise | DeviceNoise | Tensor:
     if isinstance(noise, DeviceNoise):
         check_device_noise(noise, x)
         return noise
-    known = check_noise(noise, x)
+    known = Noise(*noise) if torch.compiler.is_compiling() else check_noise(noise, x)
     if known is None or known.scale != 1.0:
         raise ValueError(
             f"`noise`.scale = {noise[0]}, but the step sets the scale of z here; pass Noise(1.0, seed, draw, first)"
@@ -118,6 +118,20 @@ def operands(source: Noise | DeviceNoise | Tensor) -> Operands:
     if isinstance(source, DeviceNoise):
         return None, source.counter, 0, 0, 0
     return None, None, signed(source.seed), source.draw, signed(source.first)
+
+
+Measures = tuple[list[float] | None, Tensor | None, Tensor | None, Tensor | None, Tensor | None]
+
+
+def measures(*values: float | Tensor) -> Measures:
+    """snr, scale and factor as an operator takes them: numbers, or a table of them, and tensors that stand instead."""
+    snr, scale, factor = (v if isinstance(v, Tensor) else None for v in values)
+    return *as_operands([1.0 if isinstance(v, Tensor) else v for v in values]), snr, scale, factor
+
+
+def measures_of(numbers: list[float] | None, table: Tensor | None, *tensors: Tensor | None) -> list[Any]:
+    """And back."""
+    return [n if t is None else t for n, t in zip(numbers_of(numbers, table), tensors, strict=True)]
 
 
 def host_noise(noise: Noise | DeviceNoise | Tensor) -> Noise | Tensor:
@@ -138,10 +152,12 @@ def source_of(
 @torch.library.custom_op("halfbridge::langevin", mutates_args=())
 def langevin_operator(
     x: Tensor, score: Tensor, z: Tensor | None, counter: Tensor | None, seed: int, draw: int, first: int,
-    snr: float, scale: float, factor: float, norm: str,
+    numbers: list[float] | None, table: Tensor | None, snr_at: Tensor | None, scale_at: Tensor | None, factor_at: Tensor | None,
+    norm: str,
 ) -> Tensor:  # fmt: skip
-    """What torch.compile keeps whole; see `langevin`."""
+    """What torch.compile keeps whole; see `langevin`, `operands` and `measures`."""
     source = source_of(z, counter, seed, draw, first)
+    snr, scale, factor = measures_of(numbers, table, snr_at, scale_at, factor_at)
     with torch.no_grad():  # torch has recorded the operator itself
         return langevin(x, score, snr=snr, noise=source, scale=scale, factor=factor, norm=norm)  # type: ignore[arg-type]
 
@@ -154,12 +170,14 @@ def _(x: Tensor, *_: Any) -> Tensor:
 @torch.library.custom_op("halfbridge::langevin_backward", mutates_args=())
 def langevin_backward(
     grad: Tensor, x: Tensor, score: Tensor, z: Tensor | None, counter: Tensor | None, seed: int, draw: int, first: int,
-    snr: float, scale: float, factor: float, norm: str,
+    numbers: list[float] | None, table: Tensor | None, snr_at: Tensor | None, scale_at: Tensor | None, factor_at: Tensor | None,
+    norm: str,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     """Gradients in x, score and z (empty where it was a Noise), from de/ds = -2 e s/|s|^2 and de/dz = 2 e z/|z|^2; with
     norms of the batch 1/|s|^2 is 1/(n |s_i| mean |s|), and all samples share the gradient of e.
     """
     source = host_noise(source_of(z, counter, seed, draw, first))
+    snr, scale, factor = measures_of(numbers, table, snr_at, scale_at, factor_at)
     wide = normals(source, x, slice(0, len(x))).double()
     s, g = scale * score.double(), grad.double()
     of_z, of_s = norms(wide), norms(s)
@@ -183,13 +201,14 @@ def _(grad: Tensor, x: Tensor, score: Tensor, z: Tensor | None, *_: Any) -> tupl
 
 
 def _save(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    ctx.save_for_backward(*inputs[:4])
-    ctx.rest = inputs[4:]
+    ctx.save_for_backward(*inputs[:4], *inputs[8:12])
+    ctx.between, ctx.norm = inputs[4:8], inputs[12]
 
 
 def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-    of_x, of_score, of_z = langevin_backward(grad, *ctx.saved_tensors, *ctx.rest)
-    return of_x, of_score, None if ctx.saved_tensors[2] is None else of_z, *[None] * 8
+    tensors = ctx.saved_tensors
+    of_x, of_score, of_z = langevin_backward(grad, *tensors[:4], *ctx.between, *tensors[4:], ctx.norm)
+    return of_x, of_score, None if tensors[2] is None else of_z, *[None] * 10
 
 
 langevin_operator.register_autograd(_backward, setup_context=_save)

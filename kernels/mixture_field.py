@@ -13,6 +13,7 @@ from halfbridge.kernels.mixture_reference import (
     mixture_field_reference,
     mixture_pullback,
 )
+from halfbridge.kernels.traced import as_operands, numbers_of
 
 
 @overload
@@ -180,20 +181,23 @@ def check_no_gradient(name: str, value: Tensor) -> None:
 
 def recorded(x: Tensor, components: Components, field: bool, density: bool) -> Pair:
     """By the operator, which compilers keep whole and autograd knows."""
-    means, log_weights, s, gain, *numbers = components
+    means, log_weights, s, gain, alpha, offset, reach = components
     varied, gains = s if isinstance(s, Tensor) else None, gain if isinstance(gain, Tensor) else None
     variance, one_gain = 1.0 if isinstance(s, Tensor) else s, 0.0 if isinstance(gain, Tensor) else gain
-    made = iter(operator(x, means, log_weights, varied, gains, variance, one_gain, *numbers, field, density))
+    numbers = [variance, one_gain, alpha, offset, *(() if reach is None else (reach,))]
+    made = iter(operator(x, means, log_weights, varied, gains, *as_operands(numbers), field, density))
     return next(made) if field else None, next(made) if density else None
 
 
 @torch.library.custom_op("halfbridge::mixture_field", mutates_args=())
 def operator(
     x: Tensor, means: Tensor, log_weights: Tensor, varied: Tensor | None, gains: Tensor | None,
-    variance: float, gain: float, alpha: float, offset: float, reach: float | None, field: bool, density: bool,
+    numbers: list[float] | None, table: Tensor | None, field: bool, density: bool,
 ) -> list[Tensor]:  # fmt: skip
-    """What `mixture` is asked for; `varied` and `gains`, where given, stand instead of the numbers."""
-    components = joined(means, log_weights, varied, gains, variance, gain, alpha, offset, reach)
+    """What `mixture` is asked for. numbers: variance, gain, alpha, offset, and the reach if given; or they are in `table`.
+    `varied` and `gains`, where given, stand instead of the first two.
+    """
+    components = joined(means, log_weights, varied, gains, numbers, table)
     run = resolve("mixture_field", x.device.type, x.dtype, x.numel() * len(means))
     return [made for made in run(x, components, field, density) if made is not None]
 
@@ -203,32 +207,32 @@ def joined(
     log_weights: Tensor,
     varied: Tensor | None,
     gains: Tensor | None,
-    variance: float,
-    gain: float,
-    *numbers: Any,
+    numbers: list[float] | None,
+    table: Tensor | None,
 ) -> Components:
     """The components that the operator's arguments name."""
+    variance, gain, alpha, offset, *reach = numbers_of(numbers, table)
     s, g = variance if varied is None else varied, gain if gains is None else gains
-    return Components(means, log_weights, s, g, *numbers)
+    return Components(means, log_weights, s, g, alpha, offset, reach[0] if reach else None)
 
 
 @operator.register_fake
 def _(
     x: Tensor, means: Tensor, log_weights: Tensor, varied: Tensor | None, gains: Tensor | None,
-    variance: float, gain: float, alpha: float, offset: float, reach: float | None, field: bool, density: bool,
+    numbers: list[float] | None, table: Tensor | None, field: bool, density: bool,
 ) -> list[Tensor]:  # fmt: skip
     made = [x.new_empty(x.shape)] if field else []
     return [*made, x.new_empty(x.shape[:1], dtype=accumulation(x.dtype))] if density else made
 
 
 def keep(ctx: Any, inputs: tuple[Any, ...], output: list[Tensor]) -> None:
-    ctx.save_for_backward(*inputs[:5])
-    ctx.rest = inputs[5:]
+    *tensors, ctx.numbers, table, ctx.field, ctx.density = inputs
+    ctx.save_for_backward(*tensors, table)
 
 
 def backward(ctx: Any, gradients: list[Tensor]) -> Any:
-    x, *tables = ctx.saved_tensors
-    return pullback(x, gradients, *tables, *ctx.rest), *(None,) * 11
+    x, *tables, table = ctx.saved_tensors
+    return pullback(x, gradients, *tables, ctx.numbers, table, ctx.field, ctx.density), *(None,) * 8
 
 
 operator.register_autograd(backward, setup_context=keep)
@@ -237,10 +241,10 @@ operator.register_autograd(backward, setup_context=keep)
 @torch.library.custom_op("halfbridge::mixture_field_pullback", mutates_args=())
 def pullback(
     x: Tensor, gradients: list[Tensor], means: Tensor, log_weights: Tensor, varied: Tensor | None, gains: Tensor | None,
-    variance: float, gain: float, alpha: float, offset: float, reach: float | None, field: bool, density: bool,
+    numbers: list[float] | None, table: Tensor | None, field: bool, density: bool,
 ) -> Tensor:  # fmt: skip
     """The derivative in x of what `operator` makes, against `gradients`."""
-    components = joined(means, log_weights, varied, gains, variance, gain, alpha, offset, reach)
+    components = joined(means, log_weights, varied, gains, numbers, table)
     return mixture_pullback(x, components, gradients[0] if field else None, gradients[-1] if density else None)
 
 
@@ -250,21 +254,20 @@ def _(x: Tensor, *_: Any) -> Tensor:
 
 
 def keep_more(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    x, gradients, *rest = inputs
-    ctx.save_for_backward(x, *rest[:4], *gradients)
-    ctx.rest = rest[4:]
+    x, gradients, *tables, ctx.numbers, table, ctx.field, ctx.density = inputs
+    ctx.save_for_backward(x, *tables, table, *gradients)
 
 
 def backward_of_backward(ctx: Any, gradient: Tensor) -> Any:
-    x, *tables = ctx.saved_tensors[:5]
-    gradients = list(ctx.saved_tensors[5:])
-    *numbers, field, density = ctx.rest
+    x, means, log_weights, varied, gains, table = ctx.saved_tensors[:6]
+    gradients = list(ctx.saved_tensors[6:])
     again = torch.is_grad_enabled()
     with torch.enable_grad():
         at = [t if again and t.requires_grad else t.detach().requires_grad_() for t in (x, *gradients)]
-        made = mixture_pullback(at[0], joined(*tables, *numbers), at[1] if field else None, at[-1] if density else None)
+        components = joined(means, log_weights, varied, gains, ctx.numbers, table)
+        made = mixture_pullback(at[0], components, at[1] if ctx.field else None, at[-1] if ctx.density else None)
     dx, *more = torch.autograd.grad(made, at, gradient, create_graph=again)
-    return dx, more, *(None,) * 11
+    return dx, more, *(None,) * 8
 
 
 pullback.register_autograd(backward_of_backward, setup_context=keep_more)

@@ -39,7 +39,9 @@ class Jacobian(ABC):
         version = x._version
         value = self.f(x)
         if x._version != version:
-            raise ValueError("`f` wrote to its argument in place; let it make a new tensor, such as 2 * x for x.mul_(2)")
+            raise ValueError(
+                "`f` wrote to its argument in place; let it make a new tensor, such as 2 * x for x.mul_(2)"
+            )
         check_result(value, x)
         return value
 

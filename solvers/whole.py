@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from halfbridge.kernels import combine
+from halfbridge.kernels.traced import constant
 from halfbridge.solvers.algebra import Combine, Evaluate
 from halfbridge.solvers.field import check_output
 from halfbridge.solvers.noise import Normals, OneNormal, check_seeded
@@ -21,17 +22,18 @@ __all__ = ["PlanNumbers", "run_compiled", "run_whole"]
 
 
 class PlanNumbers(Normals):
-    """The numbers of a run as the plan holds them: Python floats, which a compiled graph keeps as constants."""
+    """The numbers of a run as the plan holds them: Python floats, which a compiled graph keeps as constants, those of a second
+    plan too, which torch.compile would hold as symbols."""
 
     def time(self, at: tuple[int, int], t: float) -> Any:
         """Of the evaluation at (step, place in it)."""
         return t
 
     def coefficients(self, at: tuple[int, int], given: tuple[float, ...]) -> Any:
-        return given
+        return tuple(constant(c) for c in given)
 
     def scale(self, at: tuple[int, int], given: float) -> Any:
-        return given
+        return constant(given)
 
 
 @torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]

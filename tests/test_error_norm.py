@@ -199,8 +199,10 @@ def test_it_stays_in_one_compiled_graph(backend: str) -> None:
 
 def test_its_operator_keeps_the_rules_of_torch() -> None:
     s = states(4, (3, 5))
+    numbers = [0.3, -0.2, 1e-3, 1e-6]
     for norm in ("sample", "batch"):
-        torch.library.opcheck(error_norm_operator, (s[2:], [0.3, -0.2], s[0], s[1], 1e-3, 1e-6, norm))
+        for rest in ((numbers, None), (None, torch.tensor(numbers))):
+            torch.library.opcheck(error_norm_operator, (s[2:], *rest, s[0], s[1], norm))
 
 
 @pytest.mark.parametrize(

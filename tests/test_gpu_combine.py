@@ -5,6 +5,7 @@ Errors are relative to the sum of the terms' sizes. Rounding the result adds hal
 bfloat16, to which the interpreter truncates where a GPU rounds; a normal adds its 2e-6.
 """
 
+import importlib
 import math
 from typing import Any
 
@@ -21,6 +22,7 @@ from halfbridge.kernels.combine_operator import combine_operator
 
 pytest.importorskip("triton")
 module = pytest.importorskip("halfbridge.kernels.gpu.combine")
+combine_operator_module = importlib.import_module("halfbridge.kernels.combine_operator")
 
 ROUNDING = {torch.float16: 2.0**-11, torch.bfloat16: 2.0**-7}
 LIMITS = {torch.float64: 1e150, torch.float16: 1e2}
@@ -169,7 +171,7 @@ def test_the_operator_holds_its_promises() -> None:
     x, y = (normal((3, 5), j).requires_grad_() for j in range(2))
     torch.library.opcheck(combine_operator, ([x, y], [0.5, -2.0], None, 0.3, -5, 2, 1, None, None))
     table, scale, counter = torch.tensor([0.5, -2.0]), torch.tensor(0.3), torch.tensor([1, 2, 3])
-    torch.library.opcheck(combine_operator, ([x, y], [], table, 0.0, 0, 0, 0, scale, counter))
+    torch.library.opcheck(combine_operator, ([x, y], None, table, 0.0, 0, 0, 0, scale, counter))
 
 
 @pytest.mark.parametrize("backend", ["reference", "triton"])
@@ -186,6 +188,27 @@ def test_gradients_to_second_order(backend: str) -> None:
         assert torch.autograd.gradcheck(of_table, (x, y))
         assert torch.autograd.gradcheck(f, (x, y))
         assert torch.autograd.gradgradcheck(f, (x, y))
+
+
+@pytest.mark.parametrize("table", [False, True])
+def test_backward_makes_the_gradients_that_are_asked_for_and_no_others(
+    table: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    vectors = [normal((3, 5), j) for j in range(6)]
+    vectors[2].requires_grad_(), vectors[4].requires_grad_()
+    numbers = [1.0, 2.0, 3.0, 4.0, 5.0, 6.0]
+    one_way = (None, torch.tensor(numbers)) if table else (numbers, None)
+    total = combine_operator(vectors, *one_way, 0.0, 0, 0, 0, None, None).sum()
+    calls, whole = [], combine_operator_module.combine_whole
+
+    def counted(vectors: Any, coefficients: Any, noise: Any) -> Tensor:
+        calls.append(float(coefficients[0]))
+        return whole(vectors, coefficients, noise)
+
+    monkeypatch.setattr(combine_operator_module, "combine_whole", counted)
+    found = torch.autograd.grad(total, (vectors[2], vectors[4]))
+    assert calls == [3.0, 5.0]
+    assert [float(g[0, 0]) for g in found] == calls
 
 
 def test_a_compiled_function_is_one_graph() -> None:

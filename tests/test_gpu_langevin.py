@@ -140,8 +140,9 @@ def test_beyond_two_to_the_31_elements() -> None:
 @pytest.mark.parametrize("source", [NOISE, normal((3, 5), 9)], ids=["noise", "tensor"])
 def test_the_operator_holds_its_promises(source: Any) -> None:
     x, score = (t.requires_grad_() for t in state((3, 5), torch.float32))
-    arguments = (x, score, *operands(source), 0.16, -1.7, 0.9, "sample")
-    torch.library.opcheck(langevin_operator, arguments)
+    numbers, scale = [0.16, -1.7, 0.9], torch.tensor(-1.7)
+    for rest in ((numbers, None, None, None, None), (None, torch.tensor(numbers), None, scale, None)):
+        torch.library.opcheck(langevin_operator, (x, score, *operands(source), *rest, "sample"))
 
 
 @pytest.mark.parametrize("norm", ["sample", "batch"])
@@ -158,6 +159,32 @@ def test_compiled_graphs_are_whole_and_differentiable(norm: Any, source: Any) ->
         results.append((value, *torch.autograd.grad(value, (x, score))))
     for a, b in zip(*results, strict=True):
         assert torch.allclose(a, b, rtol=1e-12, atol=0)
+
+
+@pytest.mark.parametrize("norm", ["sample", "batch"])
+def test_numbers_in_tensors_are_compiled_too(norm: Any) -> None:
+    def loss(x: Tensor, score: Tensor, scale: Tensor, factor: Tensor) -> Tensor:
+        return langevin(x, score, snr=0.16, noise=tuple(NOISE), scale=scale, factor=factor, norm=norm).square().sum()
+
+    torch._dynamo.reset()
+    compiled = torch.compile(loss, fullgraph=True, backend="aot_eager")
+    for scale, factor in ((-1.7, 0.9), (2.0, 0.5)):
+        results = []
+        for f in (loss, compiled):
+            x, score = (t.requires_grad_() for t in state((3, 5), torch.float64))
+            value = f(x, score, torch.tensor(scale), torch.tensor(factor, dtype=torch.float64))
+            results.append((value, *torch.autograd.grad(value, (x, score))))
+        for a, b in zip(*results, strict=True):
+            assert torch.allclose(a, b, rtol=1e-12, atol=0)
+
+
+def test_a_compiled_call_refuses_a_scale_of_its_noise_as_an_eager_one_does() -> None:
+    x, score = state((3, 5), torch.float64)
+    torch._dynamo.reset()
+    compiled = torch.compile(langevin, backend="aot_eager")
+    for f in (langevin, compiled):
+        with pytest.raises(ValueError, match=r"`noise`\.scale = 2\.0, but the step sets the scale"):
+            f(x, score, snr=0.1, noise=Noise(2.0, 1, 1))
 
 
 def test_gradients_are_the_references_whatever_runs() -> None:

@@ -187,7 +187,9 @@ WRITERS = {
 @pytest.mark.parametrize("f", WRITERS.values(), ids=WRITERS)
 @pytest.mark.parametrize("method", METHODS)
 def test_a_function_that_writes_to_its_argument_is_refused(method: Any, f: Any) -> None:
-    with pytest.raises(ValueError, match="`f` wrote to its argument in place"):  # torch itself refuses where x is a leaf
+    with pytest.raises(
+        ValueError, match="`f` wrote to its argument in place"
+    ):  # torch itself refuses where x is a leaf
         divergence(f, 1 * X.clone().requires_grad_(), method)
 
 
@@ -197,12 +199,10 @@ def test_a_compiled_function_has_its_gradient_or_is_refused(method: Any) -> None
     torch._dynamo.reset()
     f = torch.compile(lambda x: curved(x, a), backend="aot_eager")
     if getattr(method, "mode", "reverse") == "reverse":
-        with pytest.raises(ValueError, match="`f` was compiled by torch.compile"):
+        with pytest.raises(ValueError, match="`f` was compiled"):
             divergence(f, X, method)
     else:
-        got, want = (
-            torch.autograd.grad(divergence(g, X, method).trace.sum(), a) for g in (f, lambda x: curved(x, a))
-        )
+        got, want = (torch.autograd.grad(divergence(g, X, method).trace.sum(), a) for g in (f, lambda x: curved(x, a)))
         assert torch.allclose(*got, *want, rtol=1e-11, atol=1e-11)
     with torch.no_grad():
         assert torch.allclose(divergence(f, X, method).trace, divergence(lambda x: curved(x, a), X, method).trace)

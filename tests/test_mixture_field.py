@@ -94,14 +94,17 @@ def test_score_is_the_gradient_of_the_log_density(backend):
 @pytest.mark.parametrize("varied", [False, True])
 def test_operator_obeys_torch_library(varied):
     x, means, logs, s, gain, alpha, offset = problem(3, 5, 2, F64, 0.6, False, varied, varied)
-    tables = (s, gain, 1.0, 0.0) if varied else (None, None, s, gain)
+    tables, numbers = ((s, gain), [1.0, 0.0, alpha, offset]) if varied else ((None, None), [s, gain, alpha, offset])
     x.requires_grad_()
     operators = torch.ops.halfbridge
-    torch.library.opcheck(operators.mixture_field.default, (x, means, logs, *tables, alpha, offset, None, True, True))
-    torch.library.opcheck(
-        operators.mixture_field_pullback.default,
-        (x, [x.detach()], means, logs, *tables, alpha, offset, 2.0, True, False),
-    )
+    with_reach = [*numbers, 2.0]
+    table = torch.tensor(with_reach, dtype=F64)
+    for rest in ((numbers, None), (None, table)):
+        torch.library.opcheck(operators.mixture_field.default, (x, means, logs, *tables, *rest, True, True))
+    for y, *rest in ((x, with_reach, None), (x.detach(), None, table)):
+        torch.library.opcheck(
+            operators.mixture_field_pullback.default, (y, [x.detach()], means, logs, *tables, *rest, True, False)
+        )
 
 
 @by_backend

@@ -42,7 +42,7 @@ def planned(solver: hb.Solver, grid: Any = hb.grids.half_log_snr, steps: int = 4
     return hb.plan(solver, VP, grid(VP, steps))
 
 
-def compiled(f: Any, backend: str = "aot_eager") -> Any:
+def compiled(f: Any, backend: Any = "aot_eager") -> Any:
     torch._dynamo.reset()
     return torch.compile(f, fullgraph=True, backend=backend)
 
@@ -63,6 +63,23 @@ def test_a_second_plan_through_the_same_code_is_compiled_whole_too() -> None:
             plan = planned(hb.PredictorCorrector(hb.Ancestral(), hb.Langevin()), grid, 2)
             with torch.no_grad():
                 assert torch.allclose(run(plan, x, seed), plan.run(f, x, seed), rtol=1e-13, atol=1e-13)
+
+
+def test_the_coefficients_of_a_second_plan_are_constants_of_its_graph_too() -> None:
+    f, x, graphs = field(), state(), []
+
+    def keep(graph: torch.fx.GraphModule, _: Any) -> Any:
+        graphs.append(graph)
+        return graph.forward
+
+    run = compiled(lambda plan: plan.run(f, x, 3), keep)
+    for grid in (hb.grids.uniform, hb.grids.half_log_snr):
+        plan = planned(hb.PredictorCorrector(hb.Ancestral(), hb.Langevin()), grid, 2)
+        with torch.no_grad():
+            assert torch.allclose(run(plan), plan.run(f, x, 3), rtol=1e-13, atol=1e-13)
+        numbers = [c for step in plan.program.steps for n in step for c in n.coefficients]
+        nodes = [n for n in graphs[-1].graph.nodes if n.target is torch.ops.halfbridge.combine.default]
+        assert [c for n in nodes for c in n.args[1]] == numbers
 
 
 def test_gradients_flow_through_a_compiled_run() -> None:
