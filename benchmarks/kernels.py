@@ -1,10 +1,11 @@
 """`python -m benchmarks.kernels` (or `halfbridge bench kernels`): every kernel against eager torch and the memory floor.
 
 On a CPU: the path that runs there against the plain torch expression, turn by turn. On a GPU: the Triton kernel, also as a
-CUDA graph, against eager torch and torch.compile, all with cold caches. The floor is the time a triad takes to move the bytes
-that the kernel must move, at the bandwidth measured in the same run. A kernel whose result is off stops the run.
+CUDA graph, against eager torch and torch.compile: the device's time with cold caches, and the host's of calls in a row, where
+launches cost. The floor is the time a triad takes to move the bytes that the kernel must move, at the bandwidth measured in the
+same run. A kernel whose result is off stops the run.
 
-Rows go to kernels.csv in the output folder, and a plot of them beside it.
+Rows go to kernels.csv in the output folder as they are made, and a plot of them beside it.
 """
 
 import argparse
@@ -13,16 +14,15 @@ import importlib
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 
 from benchmarks import gpu_timing
-from benchmarks.case import KERNELS, Case, timed
+from benchmarks.case import KERNELS, Case, load_backend, timed
 from benchmarks.pairs import provenance
 from benchmarks.triad import measure
-from halfbridge.kernels import backend
 
 
 @dataclass(frozen=True)
@@ -32,31 +32,45 @@ class Row:
     kernel: str
     case: str
     form: str  # ours, eager; on a GPU also graph (ours, captured) and compile (torch.compile of the eager expression)
-    backend: str
+    backend: str  # that ran: the reference for a kernel that no other has for that device
     device: str
-    microseconds: float
+    microseconds: float  # on a GPU its own time, with cold caches
     q20: float
     q80: float
     gigabytes_per_second: float
     of_eager: float  # time over eager's: on a CPU the median of paired turns
     of_floor: float  # time over that of moving the bytes at the measured bandwidth
+    in_a_row: float  # microseconds of a call by the host's clock, launches included; on a CPU the same again
+    in_a_row_of_eager: float
     error: float
+    error_unit: str
     versions: str
 
 
 def rows(device: str, only: tuple[str, ...] = KERNELS) -> Iterator[Row]:
     """The rows of those kernels, one after another."""
     where, versions = name_of(device), provenance()
+    load_backend(device)
     speed = gpu_timing.bandwidth() if device == "cuda" else cpu_bandwidth()
     for kernel in only:
         for case in importlib.import_module(f"benchmarks.{kernel}").cases(device):
-            for form, times, ratio in (on_gpu if device == "cuda" else on_cpu)(case):
-                low, middle, high = (float(q) for q in np.quantile(times, (0.2, 0.5, 0.8)))
+            backend = case.backend(device)
+            for form, (low, middle, high), ratio, *row in (on_gpu if device == "cuda" else on_cpu)(case):
                 yield Row(
-                    kernel, case.label, form, backend(device) if form in ("ours", "graph") else "torch", where,
+                    kernel, case.label, form, backend if form in ("ours", "graph") else "torch", where,
                     middle, low, high, case.bytes / middle / 1e3, ratio, middle * 1e-6 * speed / max(case.bytes, 1),
-                    case.error, versions,
+                    *row, case.error, case.unit, versions,
                 )  # fmt: skip
+
+
+class Timed(NamedTuple):
+    """Microseconds of one form, quantiles 0.2, 0.5, 0.8; over eager's; a call of many in a row; over eager's."""
+
+    form: str
+    times: tuple[float, float, float]
+    of_eager: float
+    in_a_row: float
+    in_a_row_of_eager: float
 
 
 def cpu_bandwidth() -> float:
@@ -64,23 +78,29 @@ def cpu_bandwidth() -> float:
     return measure(10_000_000, torch.float32, torch.get_num_threads()).gigabytes_per_second * 1e9
 
 
-def on_cpu(case: Case) -> Iterator[tuple[str, Any, float]]:
+def on_cpu(case: Case) -> Iterator[Timed]:
     pair = timed(case)
-    yield "ours", np.array(pair.ours) * 1e3, pair.ratio[1]
-    yield "eager", np.array(pair.peer) * 1e3, 1.0
+    for form, milliseconds, ratio in (("ours", pair.ours, pair.ratio[1]), ("eager", pair.peer, 1.0)):
+        low, middle, high = (1e3 * t for t in milliseconds)
+        yield Timed(form, (low, middle, high), ratio, middle, ratio)
 
 
-def on_gpu(case: Case) -> Iterator[tuple[str, Any, float]]:
-    eager = gpu_timing.microseconds(case.peer)
-    forms: dict[str, Callable[[], Any]] = {
+def on_gpu(case: Case) -> Iterator[Timed]:
+    forms: dict[str, Callable[[], Any] | None] = {
+        "eager": case.peer,
         "ours": case.ours,
         "graph": gpu_timing.as_graph(case.ours),
-        "compile": torch.compile(case.peer),
+        "compile": gpu_timing.compiled(case.peer),
     }
+    eager = eager_in_a_row = 0.0
     for form, call in forms.items():
-        times = gpu_timing.microseconds(call)
-        yield form, times, float(np.median(times) / np.median(eager))
-    yield "eager", eager, 1.0
+        if call is None:
+            continue
+        low, middle, high = (float(q) for q in np.quantile(gpu_timing.microseconds(call), (0.2, 0.5, 0.8)))
+        in_a_row = float(np.median(gpu_timing.in_a_row(call)))
+        if form == "eager":
+            eager, eager_in_a_row = middle, in_a_row
+        yield Timed(form, (low, middle, high), middle / eager, in_a_row, in_a_row / eager_in_a_row)
 
 
 def name_of(device: str) -> str:
@@ -89,13 +109,7 @@ def name_of(device: str) -> str:
     return f"CPU, {torch.get_num_threads()} threads"
 
 
-def write(found: list[Row], folder: Path) -> None:
-    """kernels.csv and kernels.png."""
-    folder.mkdir(parents=True, exist_ok=True)
-    with (folder / "kernels.csv").open("w", newline="") as file:
-        table = csv.DictWriter(file, [f.name for f in fields(Row)])
-        table.writeheader()
-        table.writerows(map(asdict, found))
+def plot(found: list[Row], file: Path) -> None:
     from matplotlib.figure import Figure
 
     shown = [r for r in found if r.form != "eager"]
@@ -113,7 +127,7 @@ def write(found: list[Row], folder: Path) -> None:
     axes[0].set_yticks(range(len(shown)), names, fontsize=6)
     axes[0].invert_yaxis()
     figure.suptitle(shown[0].device if shown else "")
-    figure.savefig(folder / "kernels.png", dpi=130)
+    figure.savefig(file, dpi=130)
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -130,17 +144,24 @@ def main(arguments: list[str] | None = None) -> None:
         parser.error(f"there is no kernel {unknown[0]!r}; there are {', '.join(KERNELS)}")
     print(provenance(), name_of(options.device), sep="\n")
     print(
-        f"{'kernel':17s}{'case':34s}{'form':8s}{'us':>11s}  [20 %, 80 %]{'':9s}{'GB/s':>8s}{'/eager':>8s}{'/floor':>8s}  error"
+        f"{'kernel':17s}{'case':34s}{'form':8s}{'us':>11s}  [20 %, 80 %]{'':9s}{'GB/s':>8s}{'/eager':>8s}{'/floor':>8s}"
+        f"{'in a row':>11s}{'/eager':>8s}  {'backend':10s} error"
     )
     found = []
-    for row in rows(options.device, tuple(options.kernels) or KERNELS):
-        found.append(row)
-        spread = f"[{row.q20:.1f}, {row.q80:.1f}]"
-        print(
-            f"{row.kernel:17s}{row.case:34s}{row.form:8s}{row.microseconds:11.1f}  {spread:21s}"
-            f"{row.gigabytes_per_second:8.1f}{row.of_eager:8.2f}{row.of_floor:8.2f}  {row.error:.2g}"
-        )
-    write(found, options.out)
+    options.out.mkdir(parents=True, exist_ok=True)
+    with (options.out / "kernels.csv").open("w", newline="", buffering=1) as file:  # each line is written when it is there
+        table = csv.DictWriter(file, [f.name for f in fields(Row)])
+        table.writeheader()
+        for row in rows(options.device, tuple(options.kernels) or KERNELS):
+            found.append(row)
+            table.writerow(asdict(row))
+            spread = f"[{row.q20:.1f}, {row.q80:.1f}]"
+            print(
+                f"{row.kernel:17s}{row.case:34s}{row.form:8s}{row.microseconds:11.1f}  {spread:21s}"
+                f"{row.gigabytes_per_second:8.1f}{row.of_eager:8.2f}{row.of_floor:8.2f}"
+                f"{row.in_a_row:11.1f}{row.in_a_row_of_eager:8.2f}  {row.backend:10s} {row.error:.2g} {row.error_unit}"
+            )
+    plot(found, options.out / "kernels.png")
     print(f"{options.out / 'kernels.csv'}, {options.out / 'kernels.png'}")
 
 

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from benchmarks.case import Case, refuse_above
+from benchmarks.case import Case, load_backend, refuse_above
 from benchmarks.pairs import interleaved, provenance
 from halfbridge.kernels import mixture_field, normal
 from halfbridge.kernels.mixture_reference import Components
@@ -55,7 +55,8 @@ def cases(device: str) -> Iterator[Case]:
             error = off(ours(), exact(x, means, sigma))
             refuse_above(ALLOWED, error, f"mixture_field at {(n, k, d)}, {dtype}")
             peer, moved = partial(plain, x, means, sigma), means.nbytes + 2 * x.nbytes
-            yield Case(f"{n} x {k} x {d} {str(dtype)[6:]}", ours, peer, moved, error)
+            label = f"{n} x {k} x {d} {str(dtype)[6:]}"
+            yield Case(label, ours, peer, moved, error, "of the largest", "mixture_field", dtype)
 
 
 def off(got: Tensor, wide: Tensor) -> float:
@@ -90,6 +91,7 @@ def megabytes(call: Callable[[], Any], device: str) -> float:
 def main(device: str = "cuda" if torch.cuda.is_available() else "cpu") -> None:
     print(provenance())
     print(f"{'n x k x d':>26s}    ours ms   torch ms    ratio  [20 %, 80 %]     error       MB  torch MB")
+    load_backend(device)
     for case in cases(device):
         memory = [megabytes(call, device) for call in (case.ours, case.peer)]
         pair = interleaved(case.ours, case.peer, 11)

@@ -6,6 +6,7 @@ import sys
 import time
 from collections.abc import Callable
 from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -41,14 +42,26 @@ def interleaved(ours: Callable[[], Any], peer: Callable[[], Any], turns: int, ca
 
 
 def provenance() -> str:
-    """Versions, processor and commit, on one line."""
+    """Versions, processor, GPU's driver and the commit of this file, on one line; "-dirty": with changes since."""
     found = []
-    for package in ("torch", "numba", "numpy"):
+    for package in ("torch", "triton", "numba", "numpy"):
         try:
             found.append(f"{package} {version(package)}")
         except PackageNotFoundError:
             found.append(f"no {package}")
-    git = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False)
-    commit = git.stdout.strip() or "none"
+    if torch.cuda.is_available():
+        runtime = f"ROCm {torch.version.hip}" if torch.version.hip else f"CUDA {torch.version.cuda}"
+        driver = said("nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader").split("\n")[0]
+        found.append(f"{runtime}, driver {driver or 'unknown'}")
+    commit = said("git", "describe", "--always", "--dirty", "--exclude=*") or "none"
     processor = f"{platform.machine()} {torch.backends.cpu.get_cpu_capability()}"
     return f"{', '.join(found)}, python {sys.version.split()[0]}, {processor}, commit {commit}"
+
+
+def said(*command: str) -> str:
+    """What a command prints in this file's folder; nothing where it fails or is not installed."""
+    try:
+        done = subprocess.run(command, cwd=Path(__file__).parent, capture_output=True, text=True, check=True)
+    except (OSError, subprocess.CalledProcessError):
+        return ""
+    return done.stdout.strip()

@@ -135,7 +135,7 @@ class Scalings:
 
     @property
     def into(self) -> Any:
-        return 1 / self.root
+        return self.root.reciprocal() if isinstance(self.root, Tensor) else 1 / self.root
 
     @property
     def label(self) -> Any:
@@ -156,7 +156,9 @@ def edm_input_reference(x: Tensor, sigma: Tensor, sigma_data: float) -> tuple[Te
 def edm_output_reference(x: Tensor, output: Tensor, sigma: Tensor, sigma_data: float) -> Tensor:
     """`edm_output` without its checks, in eager torch, for sigma (batch,) in the inner dtype."""
     c = Scalings(sigma, sigma_data)
-    return (scaled(x, c.skip, sigma.dtype) + scaled(output, c.out, sigma.dtype)).to(x.dtype)
+    total, other = scaled(x, c.skip, sigma.dtype), scaled(output, c.out, sigma.dtype)
+    # fresh memory for a third tensor costs more than adding; a map over `output` alone cannot write into `total`
+    return (total + other if transforming() else total.add_(other)).to(x.dtype)
 
 
 def edm_scale_reference(x: Tensor, sigma: Tensor, sigma_data: float, part: str, dtype: torch.dtype) -> Tensor:

@@ -2,7 +2,6 @@
 
 import argparse
 import json
-from importlib.metadata import version
 from pathlib import Path
 
 from benchmarks.aot.analysis import rows
@@ -31,7 +30,7 @@ def main() -> None:
         print(
             f"{row.case.kernel} {row.case.label}, {row.target.gpu}: {row.bound.by}, {row.instructions:.1f} instructions"
         )
-    where = f"triton {version('triton')}, {provenance()}"
+    where = provenance()
     arguments.out.parent.mkdir(parents=True, exist_ok=True)
     arguments.out.write_text(page(found, where), encoding="utf-8")
     if arguments.json:
