@@ -5,6 +5,7 @@ the largest parameter. A result that is off by more than 2 is not timed.
 """
 
 from collections.abc import Callable, Iterator
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -58,7 +59,8 @@ def cases(device: str) -> Iterator[Case]:
                 a.lerp_(p, WEIGHT)
 
         n = sum(p.numel() for p in now)
-        yield Case(f"{len(now)} of {n}", lambda pairs=pairs: pairs.update(WEIGHT), loop, 12 * n, error, "ulp of the largest", "ema_update")
+        ours, unit = partial(pairs.update, WEIGHT), "ulp of the largest"
+        yield Case(f"{len(now)} of {n}", ours, loop, 12 * n, error, unit, "ema_update")
 
 
 if __name__ == "__main__":

@@ -42,7 +42,8 @@ def cases(device: str) -> Iterator[Case]:
             expected = hutchinson_probe(shape, 3, 1, dtype=dtype, device=device)
         ours = partial(hutchinson_probe, shape, 3, 1, dtype=dtype, device=device, out=out)
         refuse_above(0.0, float((ours() != expected).sum()), f"hutchinson_probe at {shape}, in wrong signs,")
-        yield Case(f"{shape} {str(dtype)[6:]}", ours, partial(peer, torch.empty_like(out)), out.nbytes, 0.0, "wrong signs", "hutchinson_probe", dtype)
+        theirs, unit = partial(peer, torch.empty_like(out)), "wrong signs"
+        yield Case(f"{shape} {str(dtype)[6:]}", ours, theirs, out.nbytes, 0.0, unit, "hutchinson_probe", dtype)
 
 
 if __name__ == "__main__":

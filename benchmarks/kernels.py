@@ -149,7 +149,9 @@ def main(arguments: list[str] | None = None) -> None:
     )
     found = []
     options.out.mkdir(parents=True, exist_ok=True)
-    with (options.out / "kernels.csv").open("w", newline="", buffering=1) as file:  # each line is written when it is there
+    with (options.out / "kernels.csv").open(
+        "w", newline="", buffering=1
+    ) as file:  # each line is written when it is there
         table = csv.DictWriter(file, [f.name for f in fields(Row)])
         table.writeheader()
         for row in rows(options.device, tuple(options.kernels) or KERNELS):

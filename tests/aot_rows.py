@@ -22,6 +22,7 @@ from benchmarks.aot.cases import BY_DATA, Case, collected
 from benchmarks.aot.targets import A100, B200, H100, MI300X, TARGETS, Target
 from benchmarks.case import KERNELS
 from halfbridge.kernels.gpu.combine import combine_triton
+from halfbridge.kernels.gpu.ema_update import ema_update_triton
 
 N = 1 << 20
 
@@ -48,6 +49,24 @@ def loops(out, x, turns, n, BLOCK: tl.constexpr):
     tl.store(out + tl.program_id(0) * BLOCK + tl.arange(0, BLOCK), total)
 
 
+@triton.jit
+def half_masked(out, x, n, BLOCK: tl.constexpr):
+    """The first half of every block."""
+    i = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    mask = (tl.arange(0, BLOCK) < BLOCK // 2) & (i < n)
+    tl.store(out + i, tl.load(x + i, mask=mask), mask=mask)
+
+
+@triton.jit
+def works_if(out, x, flag, BLOCK: tl.constexpr):
+    i = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    v = tl.load(x + i)
+    if flag > 0:
+        for _ in tl.static_range(60):
+            v = v * v + 0.5
+    tl.store(out + i, v)
+
+
 def sabotaged() -> Iterator[Case]:
     """What the analysis must not call good."""
     x, out = torch.empty(256, N // 256), torch.empty(256, N // 256)
@@ -55,6 +74,14 @@ def sabotaged() -> Iterator[Case]:
     yield Case("sabotaged", "misaligned", partial(combine_triton, [shifted, x], [1.0, 1.0], None, out), N, 12 * N)
     yield Case("sabotaged", "float64", partial(double_in_between[(N // 1024,)], out, x, BLOCK=1024), N, 8 * N)
     yield Case("sabotaged", "reads twice", partial(reads_twice[(N // 1024,)], out, x, BLOCK=1024), N, 8 * N)
+    run = partial(half_masked[(N // 1024,)], shifted, x, N, BLOCK=1024)
+    yield Case("sabotaged", "narrow stores, half masked", run, N // 2, 4 * N)
+    for flag in (0, 5):
+        run = partial(works_if[(N // 1024,)], out, x, flag, BLOCK=1024)
+        yield Case("sabotaged", f"flag {flag}", run, N, 8 * N)
+    averages, parameters = [torch.empty(N + 1)[1:]], [torch.empty(N)]
+    run = partial(ema_update_triton, [averages], parameters, [0.5], {})
+    yield Case("sabotaged", "misaligned averages", run, N, 12 * N)
     for turns in (1, 7, 64):
         run = partial(loops[(N // 1024 // turns,)], out, x, turns, N, BLOCK=1024)
         yield Case("sabotaged", f"{turns} turns", run, N // 1024 // turns * turns * 1024, 0)

@@ -133,6 +133,25 @@ def test_the_analysis_sees_misaligned_data(rows: list[Row], target: str) -> None
 
 
 @pytest.mark.parametrize("target", ["sm_90", "gfx942"])
+def test_the_analysis_sees_narrow_stores_beside_wide_loads_of_masked_lanes(rows: list[Row], target: str) -> None:
+    """Every store is narrow, and half of what is loaded by 16 bytes is masked off."""
+    assert of(rows, "narrow stores, half masked")[target]["narrow_share"] == pytest.approx(1 / 2)
+
+
+@pytest.mark.parametrize("target", ["sm_90", "gfx942"])
+def test_arithmetic_in_a_branch_that_is_taken_is_not_left_out_silently(rows: list[Row], target: str) -> None:
+    """The path around it moves the same and is shorter."""
+    assert not of(rows, "flag 0")[target]["doubts"]
+    assert "branch 1, taken" in of(rows, "flag 5")[target]["doubts"][0]
+
+
+@pytest.mark.parametrize("target", ["sm_90", "gfx942"])
+def test_the_narrow_side_of_an_update_is_not_taken_for_the_wide_one(rows: list[Row], target: str) -> None:
+    """The side of aligned tensors was looked at: the shorter one. Of the other one the analysis says that it does not know."""
+    assert "branch 1, not taken" in of(rows, "misaligned averages")[target]["doubts"][0]
+
+
+@pytest.mark.parametrize("target", ["sm_90", "gfx942"])
 def test_the_analysis_sees_float64_in_a_float32_kernel(rows: list[Row], target: str) -> None:
     assert of(rows, "float64")[target]["float64_in_float32"] > 0
 

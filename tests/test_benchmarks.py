@@ -71,7 +71,7 @@ def test_noise_of_another_draw_is_not_timed(monkeypatch):
     right, fill = dispatch.load("combine", "reference"), dispatch.load("normal", "reference")
     another_backend(monkeypatch, "combine", lambda v, c, noise, out: right(v, c, noise and noise._replace(draw=9), out))
     another_backend(monkeypatch, "normal", lambda out, seed, draws, *rest: fill(out, seed, [9] * len(draws), *rest))
-    with pytest.raises(RuntimeError, match="combine on cpu at .* is off by"):
+    with pytest.raises(RuntimeError, match=r"combine on cpu at .* is off by"):
         combine.checked_error(combine.case((64, 3072), torch.float32, 2, noise=True), "cpu")
 
 

@@ -10,14 +10,13 @@ from benchmarks.aot.launchcode import LaunchCode, read
 from benchmarks.aot.roofline import Bound, bound
 from benchmarks.aot.targets import TARGETS, Target
 
-WIDE = 16  # bytes a thread moves at once at best
-
 
 class Row(NamedTuple):
     """A case on a GPU, all of its launches together; counts and bytes are an element of the state.
 
     heaviest: the launch that executes most; its registers, occupancy and widths are what the report shows.
-    narrow: share of the global traffic that does not go through accesses of 16 bytes a thread or more.
+    narrow: share of what is loaded and stored in global memory, masked lanes included and each byte once, that does not go
+    through accesses of 16 bytes a thread or more.
     """
 
     case: Case
@@ -78,20 +77,19 @@ def analysed(case: Case, target: Target) -> Row:
     if not done:
         raise RuntimeError(f"the case {case.kernel} {case.label!r} launched no Triton kernel; call the launcher itself")
     codes = tuple(read(launch, target) for launch in done)
-    slots, shared, wide = Counter[str](), 0, 0
+    slots, shared = Counter[str](), 0
     for code in codes:
         for pipe, n in code.slots.items():
             slots[pipe] += n * code.programs * code.threads
         for access, n in code.accesses.items():
-            total = access.bytes * n * code.programs * code.threads
-            shared += total if access.space == "shared" else 0
-            wide += total if access.space == "global" and access.bytes >= WIDE else 0
+            shared += access.bytes * n * code.programs * code.threads if access.space == "shared" else 0
     moved = sum(code.moved * code.programs for code in codes) / case.elements
     return Row(
         case, target, codes,
         max(codes, key=lambda code: code.instructions * code.programs * code.threads),
         sum(code.instructions * code.programs * code.threads for code in codes) / case.elements,
         moved, case.minimum_bytes / case.elements,
-        shared / case.elements, max(0.0, 1 - wide / (moved * case.elements)),
+        shared / case.elements,
+        sum(code.narrow * code.programs for code in codes) / max(1, sum(code.asked * code.programs for code in codes)),
         bound(target, moved, {pipe: n / case.elements for pipe, n in slots.items()}),
     )  # fmt: skip

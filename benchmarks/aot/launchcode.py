@@ -13,13 +13,22 @@ from benchmarks.aot.occupancy import occupancy
 from benchmarks.aot.targets import Target
 
 READERS: dict[str, Any] = {"cuda": sass, "hip": amdgcn}
+WIDE = 16  # bytes a thread moves at once at best
+LOOKED_AT = {
+    (
+        "ema_kernel",
+        1,
+        True,
+    ): "what begins and ends on 16 bytes; the other side moves each element, by more instructions",
+}  # (kernel, branch, side taken): why the shorter of two sides that ask for the same traffic is the one taken
 MULTIPLIER = (str(0xD2511F53), str(0xD2511F53 - (1 << 32)))  # Philox's, as unsigned and signed words
 
 
 class LaunchCode(NamedTuple):
     """Counts are of one thread on the common path. moved: bytes of device memory of the mean program.
 
-    float64: the instructions of that type anywhere in the code, with how often they are executed. double: it is given
+    asked: bytes of device memory that the threads of the mean program ask for, each once; narrow: those by accesses of less than
+    `WIDE`. float64: the instructions of that type anywhere in the code, with how often they are executed. double: it is given
     float64 data. philox: it draws random words. doubts: where path, loops or traffic were not settled.
     """
 
@@ -34,6 +43,8 @@ class LaunchCode(NamedTuple):
     float64: Counter[str]
     barriers: int
     moved: float
+    asked: float
+    narrow: float
     double: bool
     philox: bool
     doubts: tuple[str, ...]
@@ -63,7 +74,16 @@ def read(launch: Launch, target: Target) -> LaunchCode:
             slots[pipe] += n * times
     present = sorted({op.op for op in code})
     resources = reader.resources(text, compiled.metadata.shared)
-    doubts = meant.unknown if settled else (*meant.unknown, "the code's global traffic is not that of the kernel's IR")
+    doubts = meant.unknown + tuple(
+        f"branch {number}, {'taken' if side else 'not taken'}, of which the shorter side is counted"
+        for number, side in meant.branches
+        if (launch.kernel, number, side) not in LOOKED_AT
+    )
+    if not settled:
+        doubts += ("the code's global traffic is not that of the kernel's IR",)
+    elsewhere = max(0, meant.loads - path.loads * threads)  # scalars that come by other ways
+    loads = once(accesses, False, threads, meant.again_loaded - elsewhere)
+    stores = once(accesses, True, threads, meant.again_stored)
     return LaunchCode(
         kernel=launch.kernel,
         programs=launch.programs,
@@ -76,10 +96,21 @@ def read(launch: Launch, target: Target) -> LaunchCode:
         float64=Counter({op: ops[op] for op in present if reader.is_float64(op)}),
         barriers=sum(times for op, times in ops.items() if reader.is_barrier(op)),
         moved=meant.moved,
+        asked=loads[0] + stores[0],
+        narrow=loads[1] + stores[1],
         double="!tt.ptr<f64>" in ttir,
         philox=any(word in ttir for word in MULTIPLIER),
         doubts=doubts,
     )
+
+
+def once(accesses: Counter[Access], write: bool, threads: int, again: float) -> tuple[float, float]:
+    """(all, narrow) bytes that a program's global loads or stores ask for, less what is asked for again, which is narrow."""
+    found = {a.bytes: n for a, n in accesses.items() if a.space == "global" and a.write == write}
+    asked = threads * sum(bytes * n for bytes, n in found.items())
+    narrow = threads * sum(bytes * n for bytes, n in found.items() if bytes < WIDE)
+    again = min(max(again, 0.0), narrow)
+    return asked - again, narrow - again
 
 
 def moved_by(reader: Any) -> Callable[[str], tuple[int, int]]:

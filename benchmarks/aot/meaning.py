@@ -28,10 +28,12 @@ class Traffic(NamedTuple):
     """Of a program: bytes that it moves, and bytes that its threads ask for by loads, by stores, by loads of scalars.
 
     The threads ask for more where lanes are masked off or have one address, and where a tile has fewer elements than the
-    program threads or is one scalar: they all load it.
+    program threads or is one scalar: they all load it. again_loaded, again_stored: what they ask for beyond the first time.
     """
 
     moved: float = 0
+    again_loaded: float = 0
+    again_stored: float = 0
     loads: int = 0
     stores: int = 0
     scalar: int = 0
@@ -48,15 +50,22 @@ class Turns(NamedTuple):
 
 
 class Meaning(NamedTuple):
-    """moved: bytes of the mean program. loads, stores, scalar: of the most frequent kind of program, as are its loops, in the
-    order of the text."""
+    """moved, again_loaded, again_stored: bytes of the mean program. loads, stores, scalar: of the most frequent kind of program,
+    as are its loops, in the order of the text.
+
+    branches: those that do something though their other side asks for the same traffic, scalars aside, as (number in the text,
+    side): the traffic does not tell on which side of it a path through the machine code goes.
+    """
 
     moved: float
+    again_loaded: float
+    again_stored: float
     loads: int
     stores: int
     scalar: int
     loops: tuple[Turns, ...]
     unknown: tuple[str, ...]
+    branches: tuple[tuple[int, bool], ...]
 
 
 class Run(NamedTuple):
@@ -79,6 +88,8 @@ class Evaluation:
         self.steps = 0
         self.loops = {id(op): Turns(0, 0) for op in walk(launch.kernel.body) if op.kind == "scf.for"}
         self.unknown: dict[str, None] = {}  # in order, once each
+        self.ifs = [id(op) for op in walk(launch.kernel.body) if op.kind == "scf.if"]
+        self.branches: dict[tuple[int, bool], None] = {}
 
     def run(self, body: tuple[Op, ...]) -> Traffic:
         total = Traffic()
@@ -119,14 +130,17 @@ class Evaluation:
 
     def branch(self, op: Op) -> Traffic:
         condition = self.known.get(op.operands[0])
+        sides = (*op.regions, ())[:2]
         if condition is None:
             self.unknown["a branch, of which both sides are counted"] = None
-            sides = op.regions
-        else:
-            sides = op.regions[:1] if condition else op.regions[1:]
-        total = Traffic()
-        for side in sides:
-            total = total.plus(self.run(side))
+            return self.run(sides[0]).plus(self.run(sides[1]))
+        taken, other = sides if condition else sides[::-1]
+        aside = Evaluation(self.launch, self.program)
+        aside.known = dict(self.known)
+        total, instead = self.run(taken), aside.run(other)
+        alike = (total.loads - total.scalar, total.stores) == (instead.loads - instead.scalar, instead.stores)
+        if alike and any(inner.kind != "scf.yield" for inner in taken):
+            self.branches[self.ifs.index(id(op)) + 1, bool(condition)] = None
         return total
 
     def move(self, op: Op) -> Traffic:
@@ -141,11 +155,13 @@ class Evaluation:
             self.unknown["a mask, counted as full"] = None
         lanes = np.broadcast_to(True if mask is None else np.asarray(mask) != 0, shape)
         address = self.known.get(op.operands[0])
-        active = lanes.sum() if address is None else np.unique(np.broadcast_to(address, shape)[lanes]).size
+        places = np.arange(elements).reshape(shape) if address is None else np.broadcast_to(address, shape)
+        active = int(np.unique(places[lanes]).size)
         asked = max(elements, self.launch.threads) * size
+        again = asked - (active if lanes.all() else int(np.unique(places).size)) * size
         if op.kind != "tt.load":
-            return Traffic(int(active) * size, stores=asked)
-        return Traffic(int(active) * size, loads=asked, scalar=0 if pointers[1] else asked)
+            return Traffic(active * size, again_stored=again, stores=asked)
+        return Traffic(active * size, again_loaded=again, loads=asked, scalar=0 if pointers[1] else asked)
 
     def looked_up(self, op: Op) -> Value:
         """What a load reads from a table; 0 in lanes that are masked off."""
@@ -181,14 +197,14 @@ def meaning(
     trial = Evaluation(launch, (0, 0, 0))
     trial.run(kernel.body)
     programs = places(grid, max(4, OPERATIONS // trial.steps))
-    moved = 0.0
+    total = Traffic()
     kinds: Counter[tuple[Any, ...]] = Counter()
     for program in programs:
         one = Evaluation(launch, program)
         traffic = one.run(kernel.body)
-        moved += traffic.moved
-        kinds[(*traffic[1:], tuple(one.loops.values()), tuple(one.unknown))] += 1
-    return Meaning(moved / len(programs), *kinds.most_common(1)[0][0])
+        total = total.plus(traffic)
+        kinds[(*traffic[3:], tuple(one.loops.values()), tuple(one.unknown), tuple(one.branches))] += 1
+    return Meaning(*(sum / len(programs) for sum in total[:3]), *kinds.most_common(1)[0][0])
 
 
 def places(grid: tuple[int, ...], most: int) -> list[tuple[int, ...]]:
