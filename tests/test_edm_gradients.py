@@ -124,3 +124,9 @@ def test_their_operators_keep_the_rules_of_torch() -> None:
         torch.library.opcheck(module.edm_input_operator, (x, sigma, 0.5))
         torch.library.opcheck(module.edm_output_operator, (x, output, sigma, 0.5))
         torch.library.opcheck(module.edm_scale_operator, (x, sigma, 0.5, "skip", torch.float64))
+
+
+def test_a_map_over_what_the_network_made_alone_leaves_the_state_as_it_is() -> None:
+    x, sigma, outputs = torch.randn(3, 4), torch.rand(3) + 0.1, torch.randn(5, 3, 4)
+    many = torch.vmap(lambda output: edm_output(x, output, sigma))(outputs)
+    assert torch.equal(many, torch.stack([edm_output(x, output, sigma) for output in outputs]))
