@@ -52,7 +52,9 @@ def disentangled(vectors: Sequence[Tensor], out: Tensor) -> tuple[tuple[Tensor, 
 
 
 def dense(t: Tensor) -> bool:
-    """Whether the span of `t` in memory holds each of its elements once and nothing else."""
+    """Whether the span of `t` in memory holds each of its elements once, with its sign, and nothing else."""
+    if t.is_neg():
+        return False
     expected = 1
     for stride, size in sorted(zip(t.stride(), t.shape, strict=True)):
         if size != 1 and stride != expected:
@@ -61,14 +63,24 @@ def dense(t: Tensor) -> bool:
     return True
 
 
+def as_stored(t: Tensor) -> bool:
+    """Whether memory holds the elements of `t` in their order and with their signs: a tensor of one element is contiguous even
+    where it is lazily negated, as the imag of a conj is.
+    """
+    return t.is_contiguous() and not t.is_neg()
+
+
+def stored(t: Tensor) -> Tensor:
+    """The tensor, or a copy that is `as_stored`."""
+    return t.contiguous().resolve_neg()
+
+
 def in_one_order(tensors: Sequence[Tensor]) -> bool:
     """Whether all have their elements in the same order in memory, without holes: contiguous ones, or those of
     channels_last, say.
     """
     like = tensors[0]
-    return all(t.is_contiguous() for t in tensors) or (
-        all(t.stride() == like.stride() for t in tensors) and dense(like)
-    )
+    return all(as_stored(t) for t in tensors) or (all(t.stride() == like.stride() for t in tensors) and dense(like))
 
 
 def check_writable(out: Tensor) -> None:

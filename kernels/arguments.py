@@ -101,12 +101,13 @@ def alike(v: Any, like: Tensor) -> bool:
 
 
 def check_like(name: str, tensor: Any, like: Any, other: str) -> None:
-    """Refuse what is not a floating tensor of the shape, dtype and device of `like`, called `other` in the message."""
+    """Refuse what is not a tensor of float64, float32, float16 or bfloat16, with the shape, dtype and device of `like`, called
+    `other` in the message."""
     if not isinstance(tensor, Tensor):
         raise TypeError(f"{name} is a {type(tensor).__name__}; pass a torch tensor")
-    if not tensor.is_floating_point():
+    if tensor.dtype not in LIMITS:
         raise ValueError(
-            f"{name} has dtype {tensor.dtype}; pass a floating dtype, {name.strip('`')}.float() for example"
+            f"{name} has dtype {tensor.dtype}; pass a floating dtype of 16 bits or more, {name.strip('`')}.float() for example"
         )
     for what in ("shape", "dtype", "device"):
         got, want = getattr(tensor, what), getattr(like, what)

@@ -6,7 +6,10 @@ from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor
+from torch.autograd.graph import increment_version
 
+from halfbridge.kernels.aliasing import extent
+from halfbridge.kernels.arguments import LIMITS
 from halfbridge.kernels.dispatch import select
 from halfbridge.kernels.traced import as_operands
 
@@ -17,9 +20,9 @@ Weights = float | Sequence[float] | Tensor
 def ema_update(averages: Lists, parameters: Sequence[Tensor], weight: Weights) -> None:
     """average += weight (parameter - average), in place, for each tensor of two lists; weight is 1 - decay, in [0, 1].
 
-    averages: as many tensors as parameters, of their shapes and devices, each with memory of its own; or several such lists,
-    with a list of weights: the parameters are then read once for all. Any shapes and floating dtypes; an average may have
-    another dtype than its parameter, as float32 for bfloat16. Computed in float32, in float64 for float64 averages, from the
+    averages: as many tensors as parameters, of their shapes and devices, each with memory of its own (spans that meet are
+    refused); or several such lists, with a list of weights: the parameters are then read once for all. Any shapes and floating
+    dtypes; an average may have another dtype than its parameter, as float32 for bfloat16. Computed in float32, in float64 for float64 averages, from the
     nearer end, so that weights 0 and 1 are exact, and rounded once. A half average loses what is less than its rounding:
     with a weight below 2^-9 one in bfloat16 hardly moves.
 
@@ -42,7 +45,8 @@ class ParameterAverages:
     """Averages of a list of parameters, to be updated again and again: `ema_update` that keeps what it has found out.
 
     On a GPU the table of addresses is made at the first `update`, and again where a tensor has moved since (`net.to(...)`).
-    That cannot happen while a CUDA graph is captured: call `update` once before.
+    That cannot happen while a CUDA graph is captured: call `update` once before. The graph reads the table at each replay: keep
+    this object, and the tensors where they are, as long as the graph.
     """
 
     def __init__(self, averages: Lists, parameters: Sequence[Tensor]) -> None:
@@ -53,6 +57,7 @@ class ParameterAverages:
                 raise TypeError(f"`averages` or `parameters` have a {type(t).__name__}; pass lists of torch tensors")
         self.places: Places = ()
         self.parts: list[Part] = []
+        self.captured: list[Part] = []  # moved from since, while a graph may still read their tables
         self.look()
 
     @torch.no_grad()
@@ -64,9 +69,11 @@ class ParameterAverages:
             like = part.parameters[0]
             backend, run = select("ema_update", like.device.type, like.dtype, part.elements)
             run(part.averages, part.parameters, read_weights(weights, like, backend), part.kept)
+            if backend == "triton":  # autograd hears of its own writes only
+                increment_version([t for averages in part.averages for t in averages])
 
     def look(self) -> None:
-        """Check the tensors and forget what was found out about them, unless they are where they were."""
+        """Check the tensors and forget what was found out about them, unless they are where they were or a graph holds it."""
         now = places(self.tensors)
         if now == self.places:
             return
@@ -75,6 +82,7 @@ class ParameterAverages:
             check_dtypes(averages, self.averages[0], k)
         check_apart([t for averages in self.averages for t in averages], self.parameters)
         devices = dict.fromkeys(p.device for p in self.parameters)
+        self.captured += [part for part in self.parts if part.kept.get("captured")]
         self.places, self.parts = now, [part_on(device, self.averages, self.parameters) for device in devices]
 
 
@@ -122,7 +130,7 @@ def check_pairs(averages: list[Tensor], parameters: list[Tensor], name: str) -> 
         )
     for i, (average, parameter) in enumerate(zip(averages, parameters, strict=True)):
         for what, tensor in ((f"{name}[{i}]", average), (f"parameters[{i}]", parameter)):
-            if not tensor.is_floating_point():
+            if tensor.dtype not in LIMITS:
                 raise ValueError(f"`{what}` has dtype {tensor.dtype}, which has no averages; copy it instead")
         if average.shape != parameter.shape or average.device != parameter.device:
             raise ValueError(
@@ -145,13 +153,23 @@ def check_dtypes(averages: list[Tensor], others: list[Tensor], k: int) -> None:
 
 
 def check_apart(averages: list[Tensor], parameters: list[Tensor]) -> None:
-    """Refuse an average that begins where another average or a parameter does."""
-    taken = {p.data_ptr(): f"parameter {i}" for i, p in enumerate(parameters) if p.numel() > 0}
-    for i, average in enumerate(averages):
-        if average.numel() > 0 and average.device.type != "meta":
-            if (other := taken.get(average.data_ptr())) is not None:
-                raise ValueError(f"average {i} of {len(averages)} shares its memory with {other}; clone it")
-            taken[average.data_ptr()] = f"average {i}"
+    """Refuse an average whose span of memory meets that of another average or of a parameter; parameters may share theirs."""
+    named = [(p, f"parameter {i}", False) for i, p in enumerate(parameters)]
+    named += [(a, f"average {i} of {len(averages)}", True) for i, a in enumerate(averages)]
+    spans = [
+        (str(t.device), *extent(t), name, own) for t, name, own in named if t.numel() > 0 and t.device.type != "meta"
+    ]
+    last: dict[
+        tuple[str, bool], tuple[int, str]
+    ] = {}  # (device, is it an average) -> the furthest end so far, and whose
+    for device, start, end, name, own in sorted(spans):
+        for averaged in (True, False) if own else (True,):
+            furthest, other = last.get((device, averaged), (0, ""))
+            if start < furthest:
+                name, other = (name, other) if own else (other, name)
+                raise ValueError(f"{name} shares its memory with {other.partition(' of')[0]}; clone it")
+        if end > last.get((device, own), (0, ""))[0]:
+            last[device, own] = end, name
 
 
 def check_weights(weight: Any, count: int, several: bool) -> list[float] | Tensor:

@@ -21,9 +21,9 @@ def hutchinson_dot(jv: Tensor, seed: int, draw: int = 0, first: int = 0, kind: K
     """sum_i v_i jv_i of each sample, (batch,), with v = hutchinson_probe(jv.shape, seed, draw, first, kind, jv.dtype).
 
     jv: (batch, *sample), any strides; where it is J v or J^T v, the result estimates tr J. It is float64 for float64 jv
-    and float32 for the other types, within 2 ulp of that type relative to sum_i |v_i jv_i|. The order of the additions
-    depends on the size of a sample only, so a sample's bits depend neither on the batch around it nor on the number of
-    threads.
+    and float32 for the other types, within 2 ulp of that type relative to sum_i |v_i jv_i|; on a GPU, where
+    that sum leaves the range of the type, the result may be inf or NaN although it would fit. The order of the additions depends
+    on the size of a sample only, so a sample's bits depend neither on the batch around it nor on the number of threads.
 
     v is never stored whole: nothing of the size of jv is allocated, but for a copy where jv has no flat view.
     Differentiable in jv to any order: d/d(jv)_i = v_i, made again as well. Under torch.compile the call is one operator of

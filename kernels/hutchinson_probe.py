@@ -6,7 +6,9 @@ from typing import Literal
 import numpy as np
 import torch
 from torch import Tensor
+from torch.autograd.graph import increment_version
 
+from halfbridge.kernels.aliasing import as_stored
 from halfbridge.kernels.dispatch import resolve
 from halfbridge.kernels.normal import DTYPES, check_dtype, check_out, check_shape, fill
 from halfbridge.kernels.operators import signed, unsigned
@@ -52,6 +54,8 @@ def hutchinson_probe(
     seed, draw, first = check_seed(seed), check_draw(draw), check_first(first, sizes[0])
     result = torch.empty(sizes, dtype=dtype, device=device) if out is None else out
     fill_probes(result.unsqueeze(0), seed, (draw,), first, kind)
+    if out is not None:
+        increment_version(out)
     return result
 
 
@@ -92,7 +96,7 @@ def fill_probes(out: Tensor, seed: int, draws: Sequence[int], first: int, kind: 
     if kind == "gaussian":
         fill(out, seed, draws, first)
     elif out.numel() > 0:
-        target = out if out.is_contiguous() else torch.empty(out.shape, dtype=out.dtype, device=out.device)
+        target = out if as_stored(out) else torch.empty(out.shape, dtype=out.dtype, device=out.device)
         rows = target.view(out.shape[0], out.shape[1], -1)
         resolve("hutchinson_probe", out.device.type, out.dtype, out.numel())(rows, seed, draws, first, 0)
         if target is not out:

@@ -4,6 +4,7 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor
+from torch.autograd.graph import increment_version
 
 from halfbridge.kernels.aliasing import check_writable, disentangled
 from halfbridge.kernels.arguments import (
@@ -19,7 +20,7 @@ from halfbridge.kernels.arguments import (
 from halfbridge.kernels.dispatch import resolve
 from halfbridge.kernels.noise import DeviceNoise, Noise
 from halfbridge.kernels.normal import fill
-from halfbridge.kernels.operators import signed, unsigned
+from halfbridge.kernels.operators import signed, transforming, unsigned, untransformed
 from halfbridge.kernels.sums import norms
 from halfbridge.kernels.traced import as_operands, numbers_of
 
@@ -46,10 +47,11 @@ def langevin(
     its own Euclidean norms; "batch" by the batch means of the norms, as Song et al.'s code does, which couples the
     samples.
 
-    Norms are summed in an order that the batch does not change, in float64 or twice float32's precision, so with "sample"
-    a sample's bits depend on that sample only. Half states are updated in float32 and rounded once. Differentiable in x,
-    score and z, without `out`. Where the score of a sample (with "batch", of all of them) is zero the step is infinite:
-    ValueError, as for bad arguments; on a GPU, where looking would stall the stream, the sample becomes NaN instead.
+    Norms are summed in an order that the batch does not change, in float64, or on a GPU in float32 with what its additions
+    lose, right to a few units in the last place; so with "sample" a sample's bits depend on that sample only. Half states are
+    updated in float32 and rounded once. Differentiable in x, score and z, without `out`, forwards too. Where the score of a
+    sample (with "batch", of all of them) is zero the step is infinite: ValueError, as for bad arguments; on a GPU, where looking
+    would stall the stream, the sample is not finite instead.
 
     For a CUDA graph that replays with other numbers, noise may be a DeviceNoise (its scale is not read: z has scale 1), and
     scale and factor 0-dim tensors. Only Triton's kernels leave them on the device.
@@ -71,21 +73,28 @@ def langevin(
         result = langevin_operator(x, score, *operands(source), *measures(snr, scale, factor), norm)
         return result if out is None else out.copy_(result)
     numbers: dict[str, Any] = {
-        name: value if isinstance(value, Tensor) else check_step(name, value)
+        name: value if isinstance(value, Tensor) else check_step(name, value, x.dtype)
         for name, value in (("snr", snr), ("scale", scale), ("factor", factor))
     }
     target = out
     if out is not None:
         check_writable(out)
         _, target = disentangled(tensors, out)
-    run = langevin_reference if needs_gradient else resolve("langevin", x.device.type, x.dtype, x.numel())
+    run = (
+        langevin_reference
+        if needs_gradient or transforming()
+        else resolve("langevin", x.device.type, x.dtype, x.numel())
+    )
     result = run(x, score, source, **numbers, norm=norm, out=target)
-    return result if out is None or target is out else out.copy_(result)
+    if out is None:
+        return result
+    increment_version(out)
+    return result if target is out else out.copy_(result)
 
 
-def check_step(name: str, value: Any) -> float:
-    """One of the numbers that size the step, as a float that gives one."""
-    number = check_real(name, value, torch.float64)
+def check_step(name: str, value: Any, dtype: torch.dtype) -> float:
+    """One of the numbers that size the step of states of that dtype, as a float that gives one."""
+    number = check_real(name, value, dtype)
     if number == 0 or (number < 0 and name != "scale"):
         remedy = "a non-zero number" if name == "scale" else "a positive number"
         raise ValueError(f"`{name}` = {number} gives no step; pass {remedy}")
@@ -255,8 +264,10 @@ def normals(noise: Noise | Tensor, x: Tensor, rows: slice) -> Tensor:
     dtype = accumulation(x.dtype)
     if isinstance(noise, Tensor):
         return noise[rows].to(dtype)
-    z = torch.empty(x[rows].shape, dtype=dtype, device=x.device)
-    fill(z.unsqueeze(0), noise.seed, (noise.draw,), noise.first + rows.start)
+    shape = x[rows].shape
+    with untransformed():
+        z = torch.empty(shape, dtype=dtype, device=x.device)
+        fill(z.unsqueeze(0), noise.seed, (noise.draw,), noise.first + rows.start)
     return z
 
 

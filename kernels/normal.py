@@ -5,7 +5,9 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor
+from torch.autograd.graph import increment_version
 
+from halfbridge.kernels.aliasing import as_stored
 from halfbridge.kernels.arguments import accumulation
 from halfbridge.kernels.boxmuller import box_muller
 from halfbridge.kernels.dispatch import resolve
@@ -14,7 +16,10 @@ from halfbridge.kernels.operators import signed, unsigned
 from halfbridge.kernels.philox import check_draw, check_first, check_seed, sample_words, words
 
 DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
-MAX_ELEMENTS = 1 << 34  # of a sample: the counter has 32 bits for blocks of four elements
+MAX_ELEMENTS = (
+    1 << 34
+) - 2048  # of a sample: the counter has 32 bits for blocks of four elements, and a GPU counts to the end
+# of a tile of 2048
 CHUNK = {"cpu": 1 << 13}  # counters at once: 20 vectors of 64 KiB stay in an L2 cache, and 4 * 2^13 normals are few
 # enough for torch to work in one thread (2^14 are not: with a busy second core they took three times as long)
 GPU_CHUNK = 1 << 20
@@ -38,7 +43,7 @@ def normal(
     bfloat16 are the float32 normals, rounded.
 
     `out`, of that shape, dtype and device, receives the result. 0 <= seed < 2^64, 0 <= draw < 2^32, first >= 0 and
-    first + batch <= 2^64; a sample has at most 2^34 elements. TypeError or ValueError otherwise.
+    first + batch <= 2^64; a sample has at most 2^34 - 2048 elements. TypeError or ValueError otherwise.
     """
     device = torch.device(device)
     if torch.compiler.is_compiling():
@@ -51,6 +56,8 @@ def normal(
     seed, draw, first = check_seed(seed), check_draw(draw), check_first(first, sizes[0])
     result = torch.empty(sizes, dtype=dtype, device=device) if out is None else out
     fill(result.unsqueeze(0), seed, (draw,), first)
+    if out is not None:
+        increment_version(out)
     return result
 
 
@@ -94,7 +101,7 @@ def fill(out: Tensor, seed: int, draws: Sequence[int], first: int) -> None:
     """Write the normals of `draws` into out, (len(draws), batch, *sample), any strides; arguments already checked."""
     if out.numel() == 0:
         return
-    plain = out.is_contiguous() and out.dtype in (torch.float32, torch.float64)
+    plain = as_stored(out) and out.dtype in (torch.float32, torch.float64)
     dtype = accumulation(out.dtype)
     target = out if plain else torch.empty(out.shape, dtype=dtype, device=out.device)
     rows = target.view(out.shape[0], out.shape[1], -1)
@@ -146,7 +153,7 @@ def check_shape(shape: Sequence[int]) -> tuple[int, ...]:
             raise ValueError(f"`shape`[{i}] = {size!r} is not a size; pass non-negative ints")
     if math.prod(sizes[1:]) > MAX_ELEMENTS:
         raise ValueError(
-            f"`shape` = {sizes} has {math.prod(sizes[1:])} elements a sample and the counter ends at 2**34; "
+            f"`shape` = {sizes} has {math.prod(sizes[1:])} elements a sample and the counter ends at 2**34 - 2048; "
             "split the sample over several draws"
         )
     return sizes

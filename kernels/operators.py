@@ -1,5 +1,7 @@
 """What the operators registered with torch.library share: their integers are signed 64-bit words, and what cannot run them."""
 
+from contextlib import AbstractContextManager, nullcontext
+
 import torch
 from torch.autograd import forward_ad
 
@@ -18,3 +20,8 @@ def transforming() -> bool:
     """Whether tensors are being differentiated forwards or transformed by torch.func, which operators without rules for that
     refuse and eager torch takes."""
     return forward_ad._current_level >= 0 or torch._C._functorch.maybe_current_level() is not None
+
+
+def untransformed() -> AbstractContextManager[None]:
+    """A context whose new tensors have memory of their own also within a transform of torch.func."""
+    return torch._C._DisableFuncTorch() if transforming() else nullcontext()

@@ -251,3 +251,15 @@ def test_the_cache_key_changes_with_the_files_compiled_in(kernel: str) -> None:
 
 def test_noise_is_a_plain_named_tuple() -> None:
     assert Noise(0.5, 1, 2) == (0.5, 1, 2, 0)
+
+
+@pytest.mark.parametrize("kernel", ["normal", "combine"])
+def test_compiled_code_of_two_precisions_has_two_names(kernel: str) -> None:
+    """Else code from the cache of an earlier process calls the other precision's, whose workspace has half the size."""
+    pytest.importorskip("numba")
+    module = importlib.import_module(f"halfbridge.kernels.cpu.{kernel}")
+    narrow, wide = (module.compiled(dtype) for dtype in (torch.float32, torch.float64))
+    stages = [name for name, stage in narrow.items() if hasattr(stage, "py_func")]
+    assert stages
+    for name in stages:
+        assert narrow[name].py_func.__qualname__ != wide[name].py_func.__qualname__

@@ -13,10 +13,17 @@ if getattr(numba.config, "DISABLE_JIT", False):
 
 
 def rebound(function: Callable[..., Any], **names: Any) -> Any:
-    """The function with some of its globals replaced."""
+    """The function with some of its globals replaced.
+
+    Its precision, if it has one, becomes part of its name: numba names machine code by function, types of arguments and a count
+    that starts anew in each process, so that code from its cache would otherwise call what this process compiled for another
+    precision under the same name, or the reverse (a workspace half as large, written beyond its end).
+    """
     found = {**function.__globals__, **names}
     fresh = types.FunctionType(function.__code__, found, function.__name__, None, function.__closure__)
-    fresh.__qualname__ = function.__qualname__
+    fresh.__qualname__ = (
+        f"{function.__qualname__}_{names['REAL'].__name__}" if "REAL" in names else function.__qualname__
+    )
     return fresh
 
 

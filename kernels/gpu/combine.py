@@ -8,10 +8,11 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from halfbridge.kernels.aliasing import dense, same_elements
-from halfbridge.kernels.arguments import accumulation, recorded
+from halfbridge.kernels.aliasing import as_stored, dense, same_elements, stored
+from halfbridge.kernels.arguments import accumulation, on_host, recorded
+from halfbridge.kernels.combine import combine_reference
 from halfbridge.kernels.combine_operator import combine_whole
-from halfbridge.kernels.gpu.launch import bits, coefficient, launch, triton_dtype
+from halfbridge.kernels.gpu.launch import COEFFICIENTS, NOISE, bits, coefficient, launch, triton_dtype
 from halfbridge.kernels.gpu.noise import (
     key_and_counter,
     noise_arguments,
@@ -23,6 +24,7 @@ from halfbridge.kernels.gpu.noise import (
     tiling,
 )
 from halfbridge.kernels.noise import DeviceNoise, Noise
+from halfbridge.kernels.operators import transforming
 
 VECTORS = 6  # inputs of one launch
 
@@ -33,7 +35,7 @@ def term(v, pattern, table, j: tl.constexpr, offsets, mask, DTYPE: tl.constexpr)
     return coefficient(pattern, table, j, DTYPE) * tl.load(v + offsets, mask=mask, other=0.0).to(DTYPE)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=[*COEFFICIENTS, *NOISE])
 def combine_kernel(
     out, v0, v1, v2, v3, v4, v5,
     b0: tl.int64, b1: tl.int64, b2: tl.int64, b3: tl.int64, b4: tl.int64, b5: tl.int64, table,
@@ -93,7 +95,11 @@ def combine_triton(
     noise: Noise | DeviceNoise | None = None,
     out: Tensor | None = None,
 ) -> Tensor:
-    """`combine_reference` in one launch for up to six vectors; more take a launch for every five."""
+    """`combine_reference` in one launch for up to six vectors; more take a launch for every five. Under a transform of
+    torch.func or in forward mode the reference itself runs."""
+    if transforming():
+        numbers = coefficients.tolist() if isinstance(coefficients, Tensor) else coefficients
+        return combine_reference(vectors, numbers, on_host(noise) if isinstance(noise, DeviceNoise) else noise, out)
     if recorded(vectors, out):
         return combine_whole(vectors, coefficients, noise)
     flat, target = layouts(vectors, noise is not None, out)
@@ -107,10 +113,11 @@ def combine_triton(
 def chain(target: Tensor, vectors: list[Tensor], coefficients: Sequence[float] | Tensor, noise: Any) -> None:
     """Six vectors, then five at a time beside the sum so far, which is kept in the accumulation dtype."""
     inner = accumulation(target.dtype)
-    total = target if target.dtype == inner else torch.empty_like(target, dtype=inner)
     one = torch.ones((), dtype=inner, device=target.device) if isinstance(coefficients, Tensor) else 1.0
     pairs = sorted(zip(vectors, coefficients, strict=True), key=lambda p: not same_elements(p[0], target))
-    todo, begun = pairs, False  # what shares the target's memory is read before that is written
+    later = any(same_elements(v, target) for v, _ in pairs[VECTORS:])  # the target is not written before it is read
+    total = target if target.dtype == inner and not later else torch.empty_like(target, dtype=inner)
+    todo, begun = pairs, False
     while todo:
         ahead = [(total, one)] if begun else []
         now, todo = ahead + todo[: VECTORS - len(ahead)], todo[VECTORS - len(ahead) :]
@@ -160,7 +167,7 @@ def layouts(vectors: Sequence[Tensor], noisy: bool, out: Tensor | None) -> tuple
         kept = [v if v.stride() == like.stride() else torch.empty_like(like).copy_(v) for v in vectors]
         same = out is None or out.stride() == like.stride()
         return kept, out if out is not None and same else torch.empty_like(like)
-    kept = [v.contiguous() for v in vectors]
-    if out is not None and out.is_contiguous():
+    kept = [stored(v) for v in vectors]
+    if out is not None and as_stored(out):
         return kept, out
     return kept, torch.empty(like.shape, dtype=like.dtype, device=like.device)

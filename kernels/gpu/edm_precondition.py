@@ -62,7 +62,7 @@ def sample_scaling(sigma, sigma_data, first, last, start, d, lane, mask, PART: t
         return tl.where(lane < edge, here, then)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["sigma_data"])
 def edm_kernel(
     out, x, y, label, sigma, sigma_data: tl.int64, n: tl.int64, d: tl.int64, batch: tl.int64,
     PART: tl.constexpr, SHORT: tl.constexpr, BIG: tl.constexpr, ALIGNED: tl.constexpr,
@@ -113,8 +113,8 @@ def run(
 
 
 def in_order_of(out: Tensor, t: Tensor) -> Tensor:
-    """The state with the strides of `out`."""
-    return t if t.stride() == out.stride() else torch.empty_like(out, dtype=t.dtype).copy_(t)
+    """The state with the strides of `out`, and with its signs in memory."""
+    return t if t.stride() == out.stride() and not t.is_neg() else torch.empty_like(out, dtype=t.dtype).copy_(t)
 
 
 def edm_input_triton(x: Tensor, sigma: Tensor, sigma_data: float) -> tuple[Tensor, Tensor]:

@@ -47,7 +47,7 @@ def blend(
         tl.store(average + index, result.to(AVERAGE), mask=mask)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["w0", "w1", "w2", "w3", "weights"])
 def ema_kernel(
     table, w0: tl.int64, w1: tl.int64, w2: tl.int64, w3: tl.int64, weights,
     COUNT: tl.constexpr, AVERAGE: tl.constexpr, PARAMETER: tl.constexpr, BLOCK: tl.constexpr, DTYPE: tl.constexpr,
@@ -85,6 +85,7 @@ def ema_update_triton(
         pieces = [i for i in full if in_one_order([parameters[i], *(tensors[i] for tensors in averages)])]
         kept["groups"] = groups(averages, parameters, pieces)
         kept["others"] = sorted(set(full) - set(pieces))
+    kept["captured"] = kept.get("captured") or capturing(parameters[0])  # then a graph has the addresses of the tables
     for group in kept["groups"]:
         mine, inner = weights[group.first : group.first + group.lists], accumulation(group.average)
         numbers: Any = mine.to(inner).contiguous() if isinstance(mine, Tensor) else None
@@ -98,6 +99,11 @@ def ema_update_triton(
         rest = [[tensors[i] for i in kept["others"]] for tensors in averages]
         known = weights.tolist() if isinstance(weights, Tensor) else list(weights)
         ema_update_reference(rest, [parameters[i] for i in kept["others"]], known)
+
+
+def capturing(like: Tensor) -> bool:
+    """Whether launches on that tensor's device go into a CUDA graph."""
+    return like.is_cuda and torch.cuda.is_current_stream_capturing()
 
 
 def block(*dtypes: torch.dtype) -> int:
@@ -122,7 +128,7 @@ def groups(averages: list[list[Tensor]], parameters: list[Tensor], pieces: list[
 def table(lists: list[list[Tensor]], block: int) -> Tensor:
     """(elements, address in each list) of each tile of up to `block` elements, in the memory of the tensors' device."""
     like = lists[0][0]
-    if like.is_cuda and torch.cuda.is_current_stream_capturing():
+    if capturing(like):
         raise RuntimeError(
             "the table of addresses for `ema_update` cannot be made while a CUDA graph is captured; keep a ParameterAverages "
             "and call its update once before the capture"

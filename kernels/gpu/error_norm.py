@@ -12,8 +12,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from halfbridge.kernels.aliasing import stored
 from halfbridge.kernels.arguments import accumulation
-from halfbridge.kernels.gpu.launch import bits, coefficient, launch, triton_dtype
+from halfbridge.kernels.gpu.launch import COEFFICIENTS, bits, coefficient, launch, triton_dtype
 
 VECTORS = 6
 TILE = 1024  # elements: 8 a thread; twice as many of 16 bits, for AMD's wider waves move 16 bytes a thread too
@@ -48,7 +49,7 @@ def root_sum_of_squares(r, weight, DTYPE: tl.constexpr):
     return up * tl.sqrt(tl.sum(r * r, 1) * coefficient(weight, None, 0, DTYPE))
 
 
-@triton.jit
+@triton.jit(do_not_specialize=[*COEFFICIENTS, "rtol", "atol", "weight"])
 def error_norm_kernel(
     out, x, y, v0, v1, v2, v3, v4, v5,
     b0: tl.int64, b1: tl.int64, b2: tl.int64, b3: tl.int64, b4: tl.int64, b5: tl.int64,
@@ -102,16 +103,16 @@ def error_norm_triton(
     d = x.numel() // max(batch, 1)
     if d == 0:
         return torch.zeros((batch,) if norm == "sample" else (), dtype=inner, device=x.device)
-    states = [t.contiguous() for t in (x, y, *vectors)]
+    states = [stored(t) for t in (x, y, *vectors)]
     numbers = (*bits(coefficients, x.dtype), *(0,) * (VECTORS - len(vectors)), *bits([rtol, atol], x.dtype))
-    norms = tile_norms(states, numbers, batch, d, d)
+    norms = tile_norms(states, numbers, batch, d, 1.0 / d)
     while norms.shape[1] > 1:
-        norms = tile_norms([norms, norms], (0,) * len(numbers), batch, norms.shape[1], d)
+        norms = tile_norms([norms, norms], (0,) * len(numbers), batch, norms.shape[1], 1.0)
     return norms[:, 0] if norm == "sample" else norms[0, 0]
 
 
-def tile_norms(states: list[Tensor], numbers: tuple[int, ...], batch: int, d: int, size: int) -> Tensor:
-    """Norms of the tiles of each sample, (batch, tiles); where it is one tile, the root of the mean over `size` elements."""
+def tile_norms(states: list[Tensor], numbers: tuple[int, ...], batch: int, d: int, weight: float) -> Tensor:
+    """sqrt(weight sum r^2) over the tiles of each sample, (batch, tiles): no tile's overflows if the whole sample's does not."""
     x = states[0]
     tile = 2 * TILE if x.itemsize == 2 else TILE
     columns = min(tile, triton.next_power_of_2(d))
@@ -119,7 +120,7 @@ def tile_norms(states: list[Tensor], numbers: tuple[int, ...], batch: int, d: in
     out = torch.empty((batch, parts), dtype=accumulation(x.dtype), device=x.device)
     launch(
         error_norm_kernel, -(-batch // rows) * parts, x,
-        out, *states, *(x,) * (2 + VECTORS - len(states)), *numbers, *bits([1.0 if parts > 1 else 1.0 / size], x.dtype),
+        out, *states, *(x,) * (2 + VECTORS - len(states)), *numbers, *bits([weight], x.dtype),
         batch, d, parts,
         COUNT=len(states) - 2, ROWS=rows, COLUMNS=columns, ALIGNED=min(d & -d, 16), DTYPE=triton_dtype(x.dtype),
     )  # fmt: skip

@@ -10,9 +10,10 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from halfbridge.kernels.aliasing import stored
 from halfbridge.kernels.arguments import accumulation
 from halfbridge.kernels.gpu.hutchinson_probe import signs
-from halfbridge.kernels.gpu.launch import launch, runs, triton_dtype
+from halfbridge.kernels.gpu.launch import NOISE, launch, runs, triton_dtype
 from halfbridge.kernels.gpu.noise import normals_of_tile
 from halfbridge.kernels.gpu.sums import add_pairs, by_fours, sum_pairs, two_sum
 
@@ -90,7 +91,7 @@ def rounded(high, low):
     return tl.where(high - high == 0.0, high + low, high)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=NOISE)
 def hutchinson_dot_kernel(
     out, jv, seed: tl.uint64, draw: tl.uint32, first: tl.uint64, batch: tl.int64, n: tl.int64, parts: tl.int32,
     GAUSSIAN: tl.constexpr, WHOLE: tl.constexpr, LONG: tl.constexpr, ROWS: tl.constexpr, WIDTH: tl.constexpr,
@@ -145,7 +146,7 @@ def hutchinson_dot_finish(out, partial, parts: tl.int32, PARTS: tl.constexpr, DT
 
 def hutchinson_dot_triton(jv: Tensor, seed: int, draws: Sequence[int], first: int, kind: str) -> Tensor:
     """`hutchinson_dot_reference`, with pairs of the accumulation dtype in place of float64."""
-    jv = jv.contiguous()
+    jv = stored(jv)
     probes, batch, n = jv.shape
     inner, dtype = accumulation(jv.dtype), triton_dtype(jv.dtype)
     out = torch.empty((probes, batch), dtype=inner, device=jv.device)

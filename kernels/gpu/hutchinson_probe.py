@@ -6,7 +6,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from halfbridge.kernels.gpu.launch import launch, runs
+from halfbridge.kernels.gpu.launch import NOISE, launch, runs
 from halfbridge.kernels.gpu.noise import places, tile_start
 from halfbridge.kernels.gpu.normals import philox
 
@@ -32,7 +32,7 @@ def signs(row, place, sample, draw, seed, LANES: tl.constexpr):
     return (words[:, None] << (31 - tl.arange(0, BITS)).to(tl.uint32)[None, :]).to(tl.int32, bitcast=True)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=[*NOISE, "start"])
 def hutchinson_probe_kernel(
     out, batch: tl.int64, n: tl.int64, blocks: tl.uint32,
     seed: tl.uint64, draw: tl.uint32, first: tl.uint64, start: tl.uint32,

@@ -9,6 +9,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+# Numbers that change from step to step: a kernel that were specialized for them would be compiled again in mid-run
+NOISE = ["scale_bits", "seed", "draw", "first", "scale", "counter"]
+COEFFICIENTS = ["b0", "b1", "b2", "b3", "b4", "b5", "table"]
 DRAWS = 1 << 15  # of one launch: the grid's second axis ends at 2^16 - 1
 
 

@@ -11,6 +11,7 @@ import torch
 import triton
 from torch import Tensor
 
+from halfbridge.kernels.aliasing import stored
 from halfbridge.kernels.arguments import accumulation
 from halfbridge.kernels.gpu.launch import bits, launch, triton_dtype
 from halfbridge.kernels.gpu.mixture_fused import fused_kernel
@@ -61,7 +62,7 @@ def mixture_field_triton(x: Tensor, components: Components, field: bool, density
     """`mixture_field_reference` in float32 (float64 for float64 x), streamed."""
     (n, d), k = x.shape, len(components.means)
     inner = accumulation(x.dtype)
-    x = x.contiguous()
+    x = stored(x)
     numbers = numbers_of(components, d, inner)
     out = torch.empty_like(x) if field else None
     densities = torch.empty(n, dtype=inner, device=x.device) if density else None
@@ -69,7 +70,7 @@ def mixture_field_triton(x: Tensor, components: Components, field: bool, density
     fused = d <= FUSED[inner]
     parts = -(-k // LENGTH)
     tile = fused_tile(d, k, inner)
-    unit = tile.samples if fused else SAMPLES
+    unit = max(tile.samples, SAMPLES) if fused else SAMPLES
     height = max(1, ENTRIES // max(parts * d, 0 if fused else k) // unit) * unit
     for i in range(0, n, height):
         rows = slice(i, i + height)
@@ -87,7 +88,7 @@ def by_fused(
     """(tops, totals, sums) of parts of the components."""
     (n, d), inner = x.shape, squares.dtype
     means = components.means
-    tops, totals = x.new_empty((2, parts, n), dtype=inner)
+    tops, totals = (x.new_empty((parts, n), dtype=inner) for _ in range(2))  # both begin on 16 bytes, whatever n is
     sums = x.new_empty((parts, n, d), dtype=inner) if field else None
     launch(
         fused_kernel, (-(-n // tile.samples), parts), x,

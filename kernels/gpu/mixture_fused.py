@@ -8,7 +8,7 @@ import triton
 import triton.language as tl
 
 from halfbridge.kernels.gpu.launch import coefficient
-from halfbridge.kernels.gpu.mixture_parts import difference, exponents, gains, squared_distance
+from halfbridge.kernels.gpu.mixture_parts import NUMBERS, difference, exponents, gains, squared_distance
 
 
 @triton.jit
@@ -55,10 +55,10 @@ def stream(
         tl.store(sums + at[None, :] * d + i[:, None], whole, mask=keep[None, :] & (i < d)[:, None])
 
 
-@triton.jit(do_not_specialize=["n"])
+@triton.jit(do_not_specialize=NUMBERS)
 def fused_kernel(
-    x, squares, limit, limit_bits, means, bias, half, half_bits, narrower, gain, gain_bits, alpha_bits, offset,
-    tops, totals, sums, n, k, d, stride, inner, length,
+    x, squares, limit, limit_bits: tl.int64, means, bias, half, half_bits: tl.int64, narrower, gain, gain_bits: tl.int64,
+    alpha_bits: tl.int64, offset: tl.int64, tops, totals, sums, n: tl.int64, k, d, stride, inner, length,
     FIELD: tl.constexpr, DIFFERENCE: tl.constexpr, SHIFT: tl.constexpr,
     BD: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr, LOWEST: tl.constexpr, DTYPE: tl.constexpr,
 ):  # fmt: skip

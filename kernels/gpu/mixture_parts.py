@@ -1,14 +1,16 @@
 """What the kernels of `mixture_field` share: squared distances, exponents, and the sums of parts of the components.
 
 Tiles have three axes, and the first is summed: it lies within a thread (Triton spreads the lanes over the last axis, then the
-warps over what is left), so that nothing passes between threads in a loop. No kernel is specialized for the number of samples:
-one machine code for all batches.
+warps over what is left), so that nothing passes between threads in a loop. No kernel is specialized for the number of samples or
+for what the components' numbers are: one machine code for all batches and times.
 """
 
 import triton
 import triton.language as tl
 
 from halfbridge.kernels.gpu.launch import coefficient
+
+NUMBERS = ["half_bits", "gain_bits", "alpha_bits", "offset", "widest_bits", "level_bits", "limit_bits", "n", "rows"]
 
 
 @triton.jit
@@ -53,8 +55,10 @@ def gains(gain, gain_bits, c, inside, DTYPE: tl.constexpr):
         return tl.load(gain + c, mask=inside, other=0.0)
 
 
-@triton.jit
-def squares_kernel(t, out, rows, d, stride, inner, ROWS: tl.constexpr, WIDTH: tl.constexpr, DTYPE: tl.constexpr):
+@triton.jit(do_not_specialize=NUMBERS)
+def squares_kernel(
+    t, out, rows: tl.int64, d, stride, inner, ROWS: tl.constexpr, WIDTH: tl.constexpr, DTYPE: tl.constexpr
+):
     """out[row] = |t[row]|^2."""
     row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
     place = tl.arange(0, WIDTH)
@@ -67,10 +71,10 @@ def squares_kernel(t, out, rows, d, stride, inner, ROWS: tl.constexpr, WIDTH: tl
     tl.store(out + row, total, mask=row < rows)
 
 
-@triton.jit(do_not_specialize=["n", "between"])
+@triton.jit(do_not_specialize=[*NUMBERS, "between"])
 def finish_kernel(
-    out, density, tops, totals, sums, squares, limit, limit_bits, widest, widest_bits, level, level_bits,
-    n, d, parts, between,
+    out, density, tops, totals, sums, squares, limit, limit_bits: tl.int64, widest, widest_bits: tl.int64,
+    level, level_bits: tl.int64, n: tl.int64, d, parts, between: tl.int64,
     FIELD: tl.constexpr, DENSITY: tl.constexpr, ROWS: tl.constexpr, WIDTH: tl.constexpr, DTYPE: tl.constexpr,
 ):  # fmt: skip
     """The parts' sums brought under one maximum, in their order: out = mean, density = log of the total.

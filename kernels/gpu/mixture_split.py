@@ -8,7 +8,7 @@ import triton
 import triton.language as tl
 
 from halfbridge.kernels.gpu.launch import coefficient
-from halfbridge.kernels.gpu.mixture_parts import difference, exponents, gains, squared_distance
+from halfbridge.kernels.gpu.mixture_parts import NUMBERS, difference, exponents, gains, squared_distance
 
 
 @triton.jit
@@ -37,10 +37,10 @@ def exponents_tile(
     tl.store(peaks + row * tiles + tile, tl.max(e, 1), mask=keep)
 
 
-@triton.jit(do_not_specialize=["n", "across"])
+@triton.jit(do_not_specialize=[*NUMBERS, "across"])
 def exponents_kernel(
-    x, squares, limit, limit_bits, means, bias, half, half_bits, narrower, alpha_bits, out, peaks,
-    n, k, d, stride, inner, tiles, across,
+    x, squares, limit, limit_bits: tl.int64, means, bias, half, half_bits: tl.int64, narrower, alpha_bits: tl.int64,
+    out, peaks, n: tl.int64, k, d, stride, inner, tiles, across: tl.int32,
     DEPTH: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr, DTYPE: tl.constexpr,
 ):  # fmt: skip
     """out (n, k), peaks (n, tiles): exponents and their maxima over tiles of BK components. Far samples as in `fused_kernel`.
@@ -65,10 +65,10 @@ def exponents_kernel(
         )  # fmt: skip
 
 
-@triton.jit(do_not_specialize=["n"])
+@triton.jit(do_not_specialize=NUMBERS)
 def sums_kernel(
-    x, means, logits, peaks, tops, gain, gain_bits, alpha_bits, offset, totals, sums,
-    n, k, d, stride, inner, tiles, length,
+    x, means, logits, peaks, tops, gain, gain_bits: tl.int64, alpha_bits: tl.int64, offset: tl.int64, totals, sums,
+    n: tl.int64, k, d, stride, inner, tiles, length,
     FIELD: tl.constexpr, DIFFERENCE: tl.constexpr, SHIFT: tl.constexpr, GONE: tl.constexpr,
     DEPTH: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr, WIDTH: tl.constexpr, DTYPE: tl.constexpr,
 ):  # fmt: skip

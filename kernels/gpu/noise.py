@@ -47,7 +47,7 @@ def noise_arguments(noise: Noise | DeviceNoise | None, dtype: torch.dtype) -> tu
     if noise is None:
         return 0, 0, 0, 0, None, None
     if isinstance(noise, DeviceNoise):
-        return 0, 0, 0, 0, noise.scale.to(accumulation(dtype)), noise.counter
+        return 0, 0, 0, 0, noise.scale.to(accumulation(dtype)), noise.counter.contiguous()
     return *bits([noise.scale], dtype), noise.seed, noise.draw, noise.first, None, None
 
 

@@ -6,14 +6,14 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from halfbridge.kernels.gpu.launch import launch, runs, triton_dtype
+from halfbridge.kernels.gpu.launch import NOISE, launch, runs, triton_dtype
 from halfbridge.kernels.gpu.noise import normals_at, normals_of_tile, places, ragged, tile_start, tiling
 from halfbridge.kernels.normal import fill_reference
 
 BLOCK = 1024  # elements of a tile
 
 
-@triton.jit
+@triton.jit(do_not_specialize=NOISE)
 def normal_kernel(
     out, n: tl.int64, d: tl.int64, blocks: tl.uint32,
     seed: tl.uint64, draw: tl.uint32, first: tl.uint64,
