@@ -8,6 +8,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from interpreter import only_program
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from halfbridge.kernels import DeviceNoise, Noise, langevin, normal, use
 from halfbridge.kernels.langevin import langevin_operator, langevin_reference, operands
@@ -59,7 +62,8 @@ def test_the_step_is_the_references(
     if source == "tensor":
         noise = normal(shape, 9, dtype=dtype)
     elif source == "device":
-        noise = DeviceNoise(torch.ones(()), torch.tensor([NOISE.seed - 2**64, NOISE.draw, NOISE.first]))
+        counters = torch.tensor([[NOISE.seed - 2**64, NOISE.draw, NOISE.first], [5, 6, 7]]).T.contiguous()
+        noise = DeviceNoise(torch.ones(()), counters[:, 0])
         rule = {"snr": 0.16, "scale": torch.tensor(-1.7, dtype=torch.float64), "factor": torch.tensor(0.9)}
     out = torch.full(shape, torch.nan, dtype=dtype)
     with use("triton"):
@@ -126,6 +130,44 @@ def test_norms_keep_float32_sums_right_to_an_ulp() -> None:
     assert float(got[0, 1]) == pytest.approx(e * 1e-3 + (2 * e) ** 0.5, rel=3e-7)
 
 
+@pytest.mark.parametrize("exponent", [-36, -23, 17, 30])
+def test_norms_have_the_range_of_float32(row: int, exponent: int) -> None:
+    x, score, z = torch.zeros(2, 50), normal((2, 50), 1) * 10.0**exponent, normal((2, 50), 2)
+    rule: dict[str, Any] = {"snr": 0.1, "scale": 10.0**-exponent}
+    want = langevin(x.double(), score.double(), noise=z.double(), **rule)
+    with use("triton"):
+        got = langevin(x, score, noise=z, **rule)
+    assert torch.allclose(got.double(), want, rtol=1e-5, atol=1e-7)
+
+
+@pytest.mark.parametrize("snr", [1e-25, 1e-12])
+def test_a_step_whose_square_vanishes_still_has_its_noise(row: int, snr: float) -> None:
+    x, score = torch.zeros(1, 8), torch.ones(1, 8)
+    with use("triton"):
+        got = langevin(x, score, snr=snr, noise=torch.ones(1, 8))
+    assert torch.allclose(got, torch.full_like(x, 2 * snr), rtol=1e-6, atol=0)
+
+
+def test_numbers_of_a_captured_step_are_not_copied_from_the_host() -> None:
+    """Of those, CUDA captures none; tensors that are only claimed to be on a GPU show where copies would be made."""
+    copied: list[str] = []
+
+    class Watch(TorchDispatchMode):
+        def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            made = func(*args, **(kwargs or {}))
+            devices = [[t.device.type for t in tree_leaves(part) if isinstance(t, Tensor)] for part in (args, made)]
+            copied.extend([str(func)] if "cpu" in devices[0] and "cuda" in devices[1] else [])
+            return made
+
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        x, scale = torch.empty(4, 4, device="cuda"), torch.empty((), device="cuda")
+        with Watch():
+            *_, table = module.numbers(0.16, scale, 1.0, x)
+    assert table.shape == (3,)
+    assert table.device.type == "cuda"
+    assert not copied
+
+
 def test_beyond_two_to_the_31_elements() -> None:
     batch, size = (1 << 21) + 1, 1024  # memory is taken where it is touched
     x, score, out = (torch.empty((batch, size), dtype=torch.bfloat16) for _ in range(3))
@@ -190,4 +232,6 @@ def test_a_compiled_call_refuses_a_scale_of_its_noise_as_an_eager_one_does() -> 
 def test_gradients_are_the_references_whatever_runs() -> None:
     x, score = (t.requires_grad_() for t in state((3, 5), torch.float64))
     with use("triton"):
-        assert torch.autograd.gradcheck(lambda x, s: langevin(x, s, noise=NOISE, **RULE), (x, score))
+        assert torch.autograd.gradcheck(
+            lambda x, s: langevin(x, s, noise=NOISE, **RULE), (x, score), check_forward_ad=True
+        )

@@ -156,3 +156,22 @@ def test_bad_arguments_are_named(kwargs: dict[str, Any], message: str) -> None:
     arguments: dict[str, Any] = {"x": X, "score": X, "snr": 0.16, "noise": Noise(1.0, 1, 1), **kwargs}
     with pytest.raises(ValueError, match=message):
         langevin(arguments.pop("x"), arguments.pop("score"), **arguments)
+
+
+def test_forward_mode_sees_the_step() -> None:
+    x, s, t = (normal((2, 3), j, dtype=torch.float64) for j in range(3))
+
+    def step(score: Tensor) -> Tensor:
+        return langevin(x, score, snr=0.1, noise=Noise(1.0, 1, 2))
+
+    h = 1e-6
+    want = (step(s + h * t) - step(s - h * t)) / (2 * h)
+    assert torch.allclose(torch.func.jvp(step, (s,), (t,))[1], want, rtol=1e-6, atol=1e-8)
+
+
+@pytest.mark.parametrize("name", ["snr", "scale", "factor"])
+def test_a_number_that_leaves_float32_is_refused_for_its_states(name: str) -> None:
+    numbers = {"snr": 0.1, name: 1e39}
+    x = torch.ones(1, 3)
+    with pytest.raises(ValueError, match=f"`{name}` = 1e\\+39 overflows float32"):
+        langevin(x, x, noise=Noise(1.0, 1, 2), **numbers)  # type: ignore[arg-type]
