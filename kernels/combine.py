@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch._C import _increment_version  # half the time of torch.autograd.graph's, which calls it
 from torch.compiler import is_compiling
 
 from halfbridge.kernels.aliasing import apart, check_writable, disentangled, same_elements
@@ -23,6 +24,7 @@ from halfbridge.kernels.combine_operator import combine_traced
 from halfbridge.kernels.dispatch import resolve, select
 from halfbridge.kernels.noise import DeviceNoise, Noise
 from halfbridge.kernels.normal import fill
+from halfbridge.kernels.operators import untransformed
 
 ZERO, SMALL = torch.full((), -0.0, dtype=torch.float32, device="cpu"), 4096  # -0 + x = x, the sign of a zero too
 HALF = (torch.float16, torch.bfloat16)
@@ -61,6 +63,8 @@ def combine(
         backend, run = select("combine", "cpu", like.dtype, like.numel())
         if out is None or backend == "numba" or apart(vectors, out):  # numba's loop looks at the addresses itself
             quick: Tensor = run(vectors, coefficients, None, out)
+            if out is not None and backend != "reference":
+                _increment_version((out,))
             return quick
     vectors, like = check_tensors(vectors, out)
     cost = like.numel() * (1 if noise is None else NORMAL_COST)
@@ -76,7 +80,10 @@ def combine(
         check_writable(out)
         vectors, target = disentangled(vectors, out)
     total: Tensor = run(vectors, factors, known, target)
-    return total if out is None or target is out else out.copy_(total)
+    if out is None:
+        return total
+    _increment_version((out,))  # compiled code has written there, which autograd must hear of
+    return total if target is out else out.copy_(total)
 
 
 def read_coefficients(
@@ -163,8 +170,9 @@ def combine_recorded(vectors: Sequence[Tensor], coefficients: Sequence[float], n
     for v, c in zip(vectors[1:], coefficients[1:], strict=True):
         total = total.add(v, alpha=c)
     if noise is not None and total.requires_grad:
-        z = torch.empty(total.shape, dtype=total.dtype, device=total.device)
-        fill(z.unsqueeze(0), noise.seed, (noise.draw,), noise.first)
+        with untransformed():
+            z = torch.empty(total.shape, dtype=total.dtype, device=total.device)
+            fill(z.unsqueeze(0), noise.seed, (noise.draw,), noise.first)
         total = total.add(z, alpha=noise.scale)
     elif noise is not None:
         add_noise(total, noise)
@@ -183,11 +191,13 @@ def add_noise(total: Tensor, noise: Noise) -> None:
     n = total.numel() // batch
     width = min(n, chunk) if total.is_contiguous() else n
     height = max(1, chunk // width)
-    buffer = torch.empty(min(height, batch) * width, dtype=total.dtype, device=total.device)
+    with untransformed():
+        buffer = torch.empty(min(height, batch) * width, dtype=total.dtype, device=total.device)
     for top in range(0, batch, height):
         rows = flat[top : top + height]
         for left in range(0, n, width):
             part = rows[:, left : left + width] if width < n else rows
             z = buffer[: part.numel()].view(1, len(part), -1)
-            make(z, noise.seed, (noise.draw,), noise.first + top, left)
+            with untransformed():
+                make(z, noise.seed, (noise.draw,), noise.first + top, left)
             part.add_(z.view(part.shape), alpha=noise.scale)

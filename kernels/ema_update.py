@@ -22,9 +22,9 @@ def ema_update(averages: Lists, parameters: Sequence[Tensor], weight: Weights) -
 
     averages: as many tensors as parameters, of their shapes and devices, each with memory of its own (spans that meet are
     refused); or several such lists, with a list of weights: the parameters are then read once for all. Any shapes and floating
-    dtypes; an average may have another dtype than its parameter, as float32 for bfloat16. Computed in float32, in float64 for float64 averages, from the
-    nearer end, so that weights 0 and 1 are exact, and rounded once. A half average loses what is less than its rounding:
-    with a weight below 2^-9 one in bfloat16 hardly moves.
+    dtypes; an average may have another dtype than its parameter, as float32 for bfloat16. Computed in float32, in float64 for
+    float64 averages, from the nearer end, so that weights 0 and 1 are exact, and rounded once. A half average loses what is
+    less than its rounding: with a weight below 2^-9 one in bfloat16 hardly moves.
 
     weight: a number; or, for a CUDA graph that replays with another, a floating tensor, () or (lists,), on the device of the
     parameters, whose value is not looked at. Triton's kernel reads it there; other backends fetch it.

@@ -182,3 +182,11 @@ def test_bad_arguments_are_named(
 ) -> None:
     with use(backend), pytest.raises(error, match=message):
         combine(terms, coefficients, **kwargs)
+
+
+def test_a_dtype_that_is_not_summed_is_refused() -> None:
+    x = torch.ones(2, 3).to(torch.float8_e4m3fn)
+    with pytest.raises(
+        ValueError, match=r"`vectors`\[0\] has dtype torch.float8_e4m3fn; pass a floating dtype of 16 bits"
+    ):
+        combine([x], [1.0])

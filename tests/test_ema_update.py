@@ -2,6 +2,7 @@
 
 import ctypes
 import importlib
+import weakref
 from typing import Any
 
 import pytest
@@ -148,6 +149,22 @@ def test_the_table_is_made_once_and_again_when_a_tensor_moves(monkeypatch: pytes
     assert len(launches) == 5
 
 
+def test_a_table_lives_as_long_as_a_graph_that_reads_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    parameter, average = normal((3, 4), 1), normal((3, 4), 2)
+    kept = ParameterAverages([average], [parameter])
+    with use("triton"):
+        kept.update(0.5)
+        table = weakref.ref(kept.parts[0].kept["groups"][0].table)
+        monkeypatch.setattr(gpu, "capturing", lambda like: True)
+        kept.update(0.5)  # a graph has its address now
+        monkeypatch.undo()
+        old, parameter.data = parameter.data, parameter.data.clone()
+        kept.update(0.5)
+    assert table() is not None
+    assert kept.parts[0].kept["groups"][0].table is not table()
+    assert old.shape == parameter.shape
+
+
 def test_all_tensors_of_a_pair_of_dtypes_take_one_launch(monkeypatch: pytest.MonkeyPatch) -> None:
     launches = counted(monkeypatch, "launch")
     kinds = [((3,), torch.float32)] * 9 + [((2000,), torch.float32)] * 2 + [((4,), torch.bfloat16)] * 5
@@ -257,7 +274,7 @@ def test_empty_lists_and_empty_tensors_are_no_work(backend: str) -> None:
         ema_update([torch.ones(0, 3)], [torch.ones(0, 3)], torch.tensor(0.5))
 
 
-X = torch.ones(2, 3)
+X, B = torch.ones(2, 3), torch.zeros(20)
 
 
 @pytest.mark.parametrize(
@@ -271,6 +288,9 @@ X = torch.ones(2, 3)
         ([[X.clone()], [X.double()]], [X], [0.5, 0.5], ValueError, r"`averages\[1\]\[0\]` has dtype torch.float64"),
         ([X], [X], 0.5, ValueError, "average 0 of 1 shares its memory with parameter 0; clone it"),
         ([Y := X.clone(), Y], [X, X], 0.5, ValueError, "average 1 of 2 shares its memory with average 0"),
+        ([B[:15], B[5:]], [B[:15].clone(), B[5:].clone()], 0.5, ValueError, "average 1 of 2 shares its memory with average 0"),
+        ([B[:5].clone(), B[5:15]], [B[15:], B[:10]], 0.5, ValueError, "average 1 of 2 shares its memory with parameter 1"),
+        ([X.to(torch.float8_e4m3fn)], [X], 0.5, ValueError, r"`averages\[0\]` has dtype torch.float8_e4m3fn"),
         ([torch.ones(1, 3).expand(2, 3)], [X], 0.5, ValueError, "repeats one element"),
         (X, [X], 0.5, TypeError, "`averages` is one tensor"),
         ([X.clone()], [1.0], 0.5, TypeError, "have a float"),

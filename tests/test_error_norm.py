@@ -175,7 +175,7 @@ def test_a_tile_beyond_32_bits_is_read_where_it_lies(norm: str) -> None:
     batch = samples if norm == "sample" else 1
     numbers = (*gpu.bits([1.0], x.dtype), 0, 0, 0, 0, 0, *gpu.bits([0.25, 0.5], x.dtype))
     with only_program(-1):
-        norms = gpu.tile_norms([x, x, x], numbers, batch, x.numel() // batch, d)
+        norms = gpu.tile_norms([x, x, x], numbers, batch, x.numel() // batch, 1 / d if norm == "sample" else 1.0)
     assert norms.shape == (batch, samples // batch)
     assert norms[-1, -1] == (2.0 if norm == "sample" else 2.0 * d**0.5)
 
@@ -231,3 +231,21 @@ def test_a_tolerance_that_is_no_number_is_a_type_error() -> None:
     x = torch.zeros(2, 3)
     with pytest.raises(TypeError, match="`rtol` is a Tensor"):
         error_norm([x], [1.0], x, x, rtol=torch.tensor(1e-3), atol=1e-6)  # type: ignore[arg-type]
+
+
+def test_ratios_whose_sum_of_squares_overflows_over_several_tiles() -> None:
+    r, x = torch.full((2, 4096), 2e37), torch.zeros(2, 4096)
+    for backend in ("reference", "triton"):
+        with use(backend):
+            for norm in ("sample", "batch"):
+                got = error_norm([r], [1.0], x, x, rtol=0.0, atol=1.0, norm=norm)  # type: ignore[arg-type]
+                assert torch.allclose(got, torch.full_like(got, 2e37))
+
+
+@pytest.mark.parametrize("backend", ["reference", "triton"])
+def test_it_can_be_mapped_over_a_new_axis(backend: str) -> None:
+    x, errors = normal((2, 5), 1), normal((3, 2, 5), 2)
+    with use(backend):
+        got = torch.func.vmap(lambda v: error_norm([v], [0.5], x, x, rtol=0.1, atol=0.1))(errors)
+    want = torch.stack([error_norm([v], [0.5], x, x, rtol=0.1, atol=0.1) for v in errors])
+    assert torch.allclose(got, want)

@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from interpreter import only_program, programs_backwards
 from layouts import DTYPES, LAYOUTS, inner_dtype, laid_out, shapes
 from torch import Tensor
+from torch.autograd import forward_ad
 
 from halfbridge.kernels import DeviceNoise, Noise, combine, normal, use
 from halfbridge.kernels.combine_operator import combine_operator
@@ -96,7 +97,8 @@ def test_numbers_in_memory_are_numbers_by_value(case: Any) -> None:
     device = noise
     if noise is not None and noise.scale != 0.0:
         words = [w - 2**64 if w >= 2**63 else w for w in noise[1:]]
-        device = DeviceNoise(torch.tensor(noise.scale, dtype=inner), torch.tensor(words))
+        counter = torch.tensor([words, [5, 6, 7]]).T.contiguous()[:, 0]  # its words do not follow on each other
+        device = DeviceNoise(torch.tensor(noise.scale, dtype=inner), counter)
     want = run(vectors, coefficients, noise)
     assert torch.equal(run(vectors, table, device), want)
     assert torch.equal(run(vectors, table.to(inner), noise), want)
@@ -114,6 +116,40 @@ def test_an_output_among_many_vectors_is_read_before_it_is_written() -> None:
     got = run(vectors, [float(j) for j in range(9)], None, out)
     assert got is out
     assert torch.allclose(got.double(), torch.as_tensor(want), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_an_output_that_is_every_vector(dtype: torch.dtype) -> None:
+    for as_table in (False, True):
+        y = torch.arange(4.0, dtype=dtype).view(1, 4)
+        run([y] * 14, torch.ones(14) if as_table else [1.0] * 14, None, y)
+        assert y.tolist() == [[0.0, 14.0, 28.0, 42.0]]
+
+
+def test_a_lazy_sign_is_a_sign() -> None:
+    """A tensor of one element is contiguous even where it is the imag of a conj."""
+    z = torch.tensor([2.0 + 3.0j])
+    x, out = z.conj().imag, z.clone().conj().imag
+    assert x.is_neg()
+    assert run([x], [1.0]).tolist() == [-3.0]
+    assert run([x], [2.0], None, out) is out
+    assert out.tolist() == [-6.0]
+
+
+@pytest.mark.parametrize("noise", [None, Noise(0.5, 3, 1)], ids=["plain", "noise"])
+def test_transforms_and_forward_mode_see_the_sum(noise: Noise | None) -> None:
+    x, t = normal((2, 3), 1, dtype=torch.float64), normal((2, 3), 2, dtype=torch.float64)
+
+    def f(v: Tensor) -> Tensor:
+        return run([v, v * v], [2.0, 3.0], noise)
+
+    assert torch.allclose(torch.func.jvp(f, (x,), (t,))[1], (2 + 6 * x) * t)
+    assert torch.allclose(torch.func.jvp(f, (x,), (t,))[0], f(x))
+    assert torch.allclose(torch.func.grad(lambda v: f(v).sum())(x), 2 + 6 * x)
+    assert torch.allclose(torch.func.vmap(f)(torch.stack([x, t])), torch.stack([f(x), f(t)]))
+    assert torch.allclose(torch.func.hessian(lambda v: f(v).sum())(x[:1, :1]), torch.full((1,), 6.0, dtype=x.dtype))
+    with forward_ad.dual_level():
+        assert torch.allclose(forward_ad.unpack_dual(f(forward_ad.make_dual(x, t))).tangent, (2 + 6 * x) * t)
 
 
 def test_an_output_that_overlaps_an_input_partly() -> None:

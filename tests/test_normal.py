@@ -250,6 +250,7 @@ BAD = [
     (((2, -1), 0), {}, ValueError, r"`shape`\[1\] = -1"),
     (((2, 1.5), 0), {}, ValueError, r"`shape`\[1\] = 1.5"),
     (((1, 2**35), 0), {}, ValueError, r"2\*\*34"),
+    (((0, 2**34 - 2047), 0), {}, ValueError, r"ends at 2\*\*34 - 2048"),
     (((1, 2), -1), {}, ValueError, "`seed` = -1"),
     (((1, 2), 2**64), {}, ValueError, "`seed` = "),
     (((1, 2), True), {}, TypeError, "`seed`"),
