@@ -80,7 +80,7 @@ def fokker_planck(
            dX = -f dtau + g dW with tau = -t, so that field.reverse_sde() carries p_T to p_{t_min}.
     x      an axis (n,) of increasing nodes, uniform or not, or a pair of axes; cells reach half way to the next node and end
            at the first and last node
-    p0     the density at the nodes, (n,) or (n, m): not negative, integral 1 by the trapezoidal rule to 1e-4
+    p0     the density at the nodes, (n,) or (n, m): not negative, integral 1 by the trapezoidal rule to 1e-3
     times  float64, strictly increasing or strictly decreasing
     boundary  "no-flux": nothing leaves the box, which stands for the whole space: a UserWarning tells where it is too small
            (density at the boundary above 1e-5 of the largest). "reflecting": the same, where the wall is the problem's own
