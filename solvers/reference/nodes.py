@@ -16,7 +16,9 @@ from halfbridge.solvers.reference.mixture import CHOICE_DRAW
 __all__ = ["Array", "Nodes"]
 
 Array: TypeAlias = NDArray[np.float64]
-INTEGRAL_SLACK = 1e-3  # a box cut at 4 standard deviations, or nodes too few for the rule, which are for the user to mind
+INTEGRAL_SLACK = (
+    1e-3  # a box cut at 4 standard deviations, or nodes too few for the rule, which are for the user to mind
+)
 
 
 class Nodes:
