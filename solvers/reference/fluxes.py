@@ -56,8 +56,12 @@ class Generator:
         return self._sums(self.right, flux) - self._sums(self.left, flux)
 
     def outflow(self, flux: Array) -> Array:
-        """What leaves each cell, where fluxes run outwards."""
+        """What leaves each cell, through the faces where the flux runs outwards."""
         return self._sums(self.left, np.maximum(flux, 0.0)) + self._sums(self.right, np.maximum(-flux, 0.0))
+
+    def inflow(self, flux: Array) -> Array:
+        """What enters each cell."""
+        return self.outflow(-flux)
 
     def implicit_matrix(self, rates: Rates, h: float) -> Any:
         """I - h A as a scipy csc matrix: an M-matrix for every h > 0, dominated by its diagonal along columns."""
@@ -131,10 +135,12 @@ def _along(sde: SDE, nodes: Nodes, axis: int, t: float) -> tuple[Array, Array, A
     diffusivity = _diffusivity(sde, t, points, axis).reshape(shape)
     at_nodes = _diffusivity(sde, t, _points([a[None] for a in nodes.axes]), axis).reshape(nodes.shape)
     low, high = np.delete(at_nodes, -1, axis), np.delete(at_nodes, 0, axis)
+    ones = [1] * nodes.dim
+    slope = (high - low) / 2 + np.array(GAUSS_POINTS).reshape(3, *ones) * (high + low - 2 * diffusivity[1])
     with np.errstate(divide="ignore", invalid="ignore"):
-        # at a node without diffusion the logarithm is infinite; the same quadrature as the drift's, of D'/D, is not
-        slope = (high - low) * (np.array(GAUSS_WEIGHTS).reshape(3, *[1] * nodes.dim) / diffusivity).sum(0)
-        log_ratio = np.where((low > 0) & (high > 0), np.log(high) - np.log(low), slope)
+        # at a node without diffusion the logarithm is infinite; the drift's quadrature, of D'/D with D a parabola, is not
+        integral = 2 * (np.array(GAUSS_WEIGHTS).reshape(3, *ones) * slope / diffusivity).sum(0)
+        log_ratio = np.where((low > 0) & (high > 0), np.log(high) - np.log(low), integral)
     return drift, diffusivity, log_ratio
 
 
