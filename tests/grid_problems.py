@@ -1,4 +1,4 @@
-"""One-dimensional densities on nodes, and the errors between them."""
+"""Problems with densities on nodes, and the errors between those."""
 
 import math
 
@@ -8,6 +8,8 @@ import halfbridge as hb
 
 F64 = torch.float64
 MIXTURE = hb.reference.GaussianMixture([0.3, 0.7], [[-1.0], [1.2]], [0.15, 0.3])
+
+DOUBLE_WELL = hb.SDE(lambda t, x: x - x**3, 0.9)
 
 
 def axis(low, high, n):
@@ -39,3 +41,8 @@ def l1(p, q, *axes):
     """Integral of |p - q|, by sums over cells of equal size."""
     size = math.prod(float(a[1] - a[0]) for a in axes)
     return float((p - q).abs().sum()) * size
+
+
+def order(errors):
+    """From the last halving."""
+    return math.log2(errors[-2] / errors[-1])

@@ -1,29 +1,17 @@
-"""Fokker-Planck on a grid against exact laws: orders, signs, mass, steady states, boundaries, Ito's correction, sampling."""
+"""Fokker-Planck on a grid against exact laws: orders in space, signs, steady states, walls, Ito's correction."""
 
 import math
-import warnings
 
 import numpy as np
 import pytest
 import torch
-from grid_problems import F64, MIXTURE, averages, axis, density, gaussian, l1
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from grid_problems import DOUBLE_WELL, F64, MIXTURE, averages, axis, density, gaussian, l1, order
 
 import halfbridge as hb
 from halfbridge.solvers.reference.chain_law import chain_law_of
-from halfbridge.solvers.reference.fluxes import Generator, rates
 from halfbridge.solvers.reference.fokker_planck import fokker_planck
-from halfbridge.solvers.reference.implicit import Stepper
-from halfbridge.solvers.reference.nodes import Nodes
 
-DOUBLE_WELL = hb.SDE(lambda t, x: x - x**3, 0.9)
 SECOND = pytest.approx(2.0, abs=0.1)
-
-
-def order(errors):
-    """From the last halving."""
-    return math.log2(errors[-2] / errors[-1])
 
 
 @pytest.mark.parametrize("t", [0.4, 1.0])
@@ -87,92 +75,6 @@ def test_space_is_second_order_on_uneven_nodes():
         result = fokker_planck(hb.SDE(lambda t, x: -x, 0.9), x, p0 / torch.trapezoid(p0, x), [0.0, 0.6])
         errors.append(float(torch.trapezoid((result.density[-1] - density(law.at(process, 0.6), x)).abs(), x)))
     assert order(errors) == SECOND
-
-
-def stepper(n=81, sde=None, **options):
-    sde = sde or hb.SDE(lambda t, x: math.sin(4 * t) - x, lambda t: 1.0 + 0.4 * math.cos(3 * t))
-    x = axis(-5, 5, n)
-    nodes = Nodes(x)
-    made = Stepper(Generator(nodes), lambda t: rates(sde, nodes, t, 1.0, False), 1.0, 1.0)
-    return made, gaussian(x, 0.6, 0.3).numpy() * nodes.volumes
-
-
-def test_time_is_second_order_with_coefficients_that_depend_on_it():
-    made, start = stepper()
-
-    def run(n):
-        m = start
-        for i in range(n):
-            m = made.step(m, i / n, 1 / n).m
-        return m
-
-    exact = (4 * run(256) - run(128)) / 3
-    errors = [np.abs(run(n) - exact).sum() for n in (16, 32)]
-    assert order(errors) == pytest.approx(2.0, abs=0.15)
-
-
-def test_estimate_of_a_step_is_of_third_order_and_not_below_its_error():
-    made, start = stepper()
-
-    def halved(h, parts):
-        m = start
-        for i in range(parts):
-            m = made.step(m, i * h / parts, h / parts).m
-        return m
-
-    estimates = []
-    for h in (0.01, 0.005):
-        step = made.step(start, 0.0, h)
-        error = np.abs(step.m - (4 * halved(h, 8) - halved(h, 4)) / 3).sum()
-        assert error < step.error < 12 * error
-        estimates.append(step.error)
-    assert order(estimates) == pytest.approx(3.0, abs=0.3)
-
-
-@pytest.mark.parametrize("tol", [1e-2, 1e-4])
-def test_error_of_time_stepping_is_below_tol(tol):
-    x = axis(-5, 5, 81)
-    sde = hb.SDE(lambda t, x: math.sin(4 * t) - x, lambda t: 1.0 + 0.4 * math.cos(3 * t))
-    start = gaussian(x, 0.6, 0.3)
-    fine = fokker_planck(sde, x, start, [0.0, 0.3, 1.0], tol=tol / 30)
-    got = fokker_planck(sde, x, start, [0.0, 0.3, 1.0], tol=tol)
-    assert 0.01 * tol < l1(got.density[-1], fine.density[-1], x) < tol
-    assert got.steps < fine.steps / 4
-
-
-@settings(max_examples=60, deadline=None)
-@given(
-    spikes=st.lists(st.integers(1, 59), min_size=1, max_size=4),
-    log_h=st.floats(-6, 4),
-    drift=st.sampled_from([lambda t, x: -x, lambda t, x: 30 * x - x**3, lambda t, x: 8 + 0 * x]),
-)
-def test_every_step_keeps_mass_and_sign_whatever_its_size(spikes, log_h, drift):
-    made, _ = stepper(61, hb.SDE(drift, 0.7))
-    m = np.zeros(61)
-    for i in spikes:
-        m[i] += 1 / len(spikes)
-    for _ in range(3):
-        m = made.step(m, 0.0, 10.0**log_h).m
-        assert (m >= 0).all()
-        assert m.sum() == pytest.approx(1.0, abs=1e-13)
-
-
-def test_limiter_moves_no_more_mass_than_was_negative():
-    """From a spike. Without the limiter the step is R(h A), R(z) = (1 + (sqrt 2 - 1) z)/(1 - (1 - sqrt(1/2)) z)^2."""
-    made, _ = stepper(401, hb.SDE(lambda t, x: -x, 1.0))
-    x, h = axis(-5, 5, 401), 0.2
-    start = gaussian(x, 1.0, 1e-3).numpy() * Nodes(x).volumes
-    a = made.generator
-    ha = h * np.stack([a.divergence(a.flux(made.rates_at(0.0), e)) for e in np.eye(401)], 1)
-    inverse = np.linalg.inv(np.eye(401) - (1 - math.sqrt(0.5)) * ha)
-    plain = inverse @ inverse @ (start + (math.sqrt(2) - 1) * ha @ start)
-    negative = -plain.clip(max=0).sum()
-    assert negative > 1e-3
-    step = made.step(start, 0.0, h)
-    moved = np.abs(step.m - plain).sum()
-    assert (step.m > 0).all()
-    assert 2 * negative - 1e-12 < moved < 2.001 * negative
-    assert step.error > moved
 
 
 def test_mass_is_conserved_over_a_whole_run():
@@ -356,73 +258,6 @@ def test_correlated_noise_is_refused():
         fokker_planck(sde, (x, x), start, [0.0, 0.3])
 
 
-def kolmogorov(values, cdf):
-    """sqrt(n) sup |F_n - F|: above 2.1 with probability 3e-4."""
-    n = len(values)
-    f = cdf(values.sort().values)
-    steps = torch.arange(n + 1, dtype=F64) / n
-    return math.sqrt(n) * float(torch.maximum((f - steps[:-1]).abs().max(), (steps[1:] - f).abs().max()))
-
-
-def test_samples_follow_the_interpolated_density():
-    x = torch.tensor([0.0, 0.5, 1.5, 2.0], dtype=F64)
-    p = torch.tensor([0.2, 0.8, 0.4, 0.0], dtype=F64)
-    nodes = Nodes(x)
-    p = p / torch.trapezoid(p, x)
-    z = nodes.sample(p.numpy(), 20000, seed=5)
-
-    def cdf(v):
-        i = torch.searchsorted(x, v, right=True).clamp(1, 3) - 1
-        below = torch.cumulative_trapezoid(p, x)
-        u, h = v - x[i], (x[1:] - x[:-1])[i]
-        start = torch.cat([torch.zeros(1, dtype=F64), below])[i]
-        return start + u * p[i] + u**2 / (2 * h) * (p[i + 1] - p[i])
-
-    assert kolmogorov(z[:, 0], cdf) < 2.1
-
-
-def test_samples_in_two_dimensions_follow_the_law_and_shard():
-    x, y = axis(-4, 4, 41), axis(-3, 5, 51)
-    law = hb.reference.Gaussian([0.2, 0.6], [[0.6, 0.3], [0.3, 0.5]])
-    result = fokker_planck(hb.SDE(lambda t, z: 0 * z, 0.3), (x, y), density(law, x, y), [0.0, 1e-3], tol=1e-2)
-    n = 40000
-    z = result.sample(n, seed=11)
-    assert z.dtype == F64
-    mean, cov = law.mean, law.cov + torch.diag(torch.tensor([(8 / 40) ** 2 / 6, (8 / 50) ** 2 / 6], dtype=F64))
-    assert float(((z.mean(0) - mean) / (cov.diagonal() / n).sqrt()).abs().max()) < 4  # standard errors
-    slack = 4 * (cov.diagonal()[:, None] * cov.diagonal() + cov**2).sqrt() / math.sqrt(n)
-    assert bool(((torch.cov(z.T) - cov).abs() < slack + 1e-3).all())
-    for k in range(2):
-        std = cov[k, k].sqrt()
-        assert kolmogorov(z[:, k], lambda v, k=k, std=std: torch.special.ndtr((v - mean[k]) / std)) < 2.1
-    assert torch.equal(z[100:160], result.sample(60, seed=11, first=100))
-    assert not torch.equal(z[:60], result.sample(60, seed=12))
-    assert torch.equal(result.sample(60, 11, t=0.0), Nodes((x, y)).sample(result.density[0].numpy(), 60, 11))
-    with pytest.raises(ValueError, match=r"nearest is times\[1\]"):
-        result.sample(10, 0, t=0.002)
-
-
-def test_moments_are_those_of_the_density():
-    x, y = axis(-6, 6, 61), axis(-5, 7, 71)
-    law = hb.reference.Gaussian([0.5, 1.0], [[0.8, -0.3], [-0.3, 0.6]])
-    mass, mean, cov = Nodes((x, y)).moments(density(law, x, y).numpy())
-    assert mass == pytest.approx(1.0, abs=1e-9)
-    np.testing.assert_allclose(mean, law.mean, atol=1e-9)
-    np.testing.assert_allclose(cov, law.cov, atol=1e-8)
-
-
-def test_a_box_too_small_is_told_and_a_meant_wall_is_not():
-    x = axis(-2, 2, 41)
-    sde, p0 = hb.SDE(lambda t, x: 0 * x, 1.0), gaussian(x, 0.0, 0.1)
-    with pytest.warns(UserWarning, match=r"box is too small: at t = 0.5 .* at x = -?2, is 0\.\d+ of the largest"):
-        fokker_planck(sde, x, p0, [0.0, 0.5], tol=1e-3)
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        for boundary in ("reflecting", "absorbing"):
-            fokker_planck(sde, x, p0, [0.0, 0.5], tol=1e-3, boundary=boundary)
-        fokker_planck(hb.SDE(lambda t, x: -x, 0.5), x, p0, [0.0, 0.5], tol=1e-3)
-
-
 def test_a_reflecting_wall_has_the_folded_solution():
     x = axis(0, 7, 281)
     start = gaussian(x, 1.0, 0.2) + gaussian(x, -1.0, 0.2)
@@ -438,49 +273,3 @@ def test_noise_may_vanish_at_an_instant_and_drift_dominate_a_cell():
     result = fokker_planck(sde, x, averages(x, MIXTURE), [0.0, 0.4], tol=1e-4)
     assert l1(result.density[-1], averages(x, MIXTURE.at(process, 0.4)), x) < 0.05
     assert float(result.mass[-1]) == pytest.approx(float(result.mass[0]), abs=1e-12)
-
-
-X = axis(-5, 5, 51)
-P0 = gaussian(X, 0.0, 1.0)
-OU = hb.SDE(lambda t, x: -x, 1.0)
-
-
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        ({"p0": 2 * P0}, r"integral \(trapezoidal rule\) is 2; pass p0 / torch.trapezoid\(p0, x\)"),
-        ({"p0": P0 - 0.01}, r"`p0` must be >= 0, but is -0.00999851 at x = -5; pass a density"),
-        ({"p0": P0[1:]}, r"`p0` has shape \(50,\), but `x` has 51 nodes"),
-        ({"p0": P0 * float("nan")}, "`p0` must be finite"),
-        ({"x": X.flip(0)}, r"`x` must increase, but x\[0\] = 5"),
-        ({"x": X[:, None]}, r"`x` has shape \(51, 1\); pass an axis"),
-        ({"x": (X, X.flip(0))}, r"`x\[1\]` must increase"),
-        ({"times": [0.0, 1.0, 0.5]}, "`grid` must run strictly one way"),
-        ({"times": [0.0]}, "at least two times"),
-        ({"boundary": "open"}, "boundary = 'open' is not one of 'no-flux'"),
-        ({"tol": 0.0}, r"tol = 0.0 must be a number in \(0, 1\)"),
-        ({"sde": hb.SDE(lambda t, x: 1 / (x * 0), 1.0)}, r"the drift is \[.*inf.*\] at t = 0, x = "),
-        ({"sde": hb.SDE(lambda t, x: x / (0 if t > 0.3 else 1), 1.0)}, "float division by zero|the drift is"),
-        ({"sde": hb.SDE(lambda t, x: -x, 0.0)}, "the diffusion of `sde` is 0 between t = 0 and 1"),
-        ({"sde": hb.SDE(lambda t, x: -x, lambda t, x: x * float("nan"), "diagonal")}, "the diffusion is"),
-        ({"sde": MIXTURE.field(hb.VP()).reverse_sde()}, "the reverse SDE runs from noise to data"),
-    ],
-    ids=lambda v: "" if isinstance(v, str) else next(iter(v)),
-)
-def test_bad_arguments_are_named(arguments, message):
-    given = {"sde": OU, "x": X, "p0": P0, "times": [0.0, 1.0], **arguments}
-    with pytest.raises((ValueError, ZeroDivisionError), match=message):
-        fokker_planck(**given)
-
-
-@pytest.mark.parametrize(
-    ("problem", "message"),
-    [
-        (MIXTURE.field(hb.VP()), r"pass field.reverse_sde\(\)"),
-        (MIXTURE.field(hb.VP()).probability_flow(), "is an ODE: without diffusion"),
-        (lambda t, x: -x, "must be an hb.SDE, got function"),
-    ],
-)
-def test_other_problems_are_refused(problem, message):
-    with pytest.raises(TypeError, match=message):
-        fokker_planck(problem, X, P0, [0.0, 1.0])

@@ -103,7 +103,7 @@ def fokker_planck(
         )
     nodes = Nodes(x)
     density = nodes.density("p0", p0)
-    grid = check_grid(sde, times)
+    grid = _checked_times(sde, times)
     direction = math.copysign(1.0, grid[1] - grid[0])
     span = abs(float(grid[-1] - grid[0]))
     memory: dict[float, Rates] = {}
@@ -160,6 +160,14 @@ def _refusal(problem: Any) -> str:
             "solve it from samples, or for a field's flow use hb.log_likelihood, or give the SDE with the same marginals"
         )
     return f"sde must be an hb.SDE, got {type(problem).__name__}"
+
+
+def _checked_times(sde: SDE, times: Any) -> Array:
+    """`times` as float64, by the rules for the grid of a run; errors name `times`."""
+    try:
+        return check_grid(sde, times)
+    except (TypeError, ValueError) as error:
+        raise type(error)(str(error).replace("`grid`", "`times`").replace("grid[", "times[")) from None
 
 
 def _check_noise(sde: SDE, nodes: Nodes, grid: Array) -> None:
