@@ -58,6 +58,9 @@ def _table(options: argparse.Namespace) -> int:
 def _certify(options: argparse.Namespace) -> int:
     certificate = hb.certify(names.load_solver(options.solver))
     print(certificate)
+    if options.plot:
+        certificate.plot(options.plot)
+        print(f"wrote {options.plot}")
     return 0 if certificate.passed else 1
 
 
@@ -122,6 +125,7 @@ def _parser() -> argparse.ArgumentParser:
         description="Measure the order of a solver, ours or your module:Class, and compare it with what it declares.",
     )
     certify.add_argument("solver", metavar="NAME|module:Class", help="e.g. dpm3, 'DDIM(eta=1)', my_solvers:Midpoint")
+    certify.add_argument("--plot", metavar="FILE.png", help="also draw the errors against the number of steps")
     certify.set_defaults(run=_certify)
 
     bench = commands.add_parser(

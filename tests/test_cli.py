@@ -151,10 +151,12 @@ def test_certify_judges_a_solver_of_the_users_own(capsys, tmp_path, monkeypatch,
     (tmp_path / f"{module}.py").write_text(MIDPOINT.replace("WHEN", when))
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", list(sys.path))
-    got, out, err = run(capsys, "certify", f"{module}:Midpoint")
+    got, out, err = run(capsys, "certify", f"{module}:Midpoint", "--plot", "verdict.png")
     assert got == status
     assert verdict in out
+    assert out.endswith("wrote verdict.png\n")
     assert err == ""
+    assert (tmp_path / "verdict.png").read_bytes().startswith(b"\x89PNG")
 
 
 def test_a_reader_that_goes_away_is_no_error():

@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -70,6 +71,12 @@ class Certificate:
         if self.evals > self.evals_declared:
             reasons.append(f"takes {self.evals:.3g} evaluations a step, declares {self.evals_declared}")
         return (*reasons, *self.stages)
+
+    def plot(self, path: str | Path) -> None:
+        """Write the errors against the number of steps, beside the declared slope, to an image file (needs matplotlib)."""
+        from halfbridge.solvers.reference.verdict_plot import draw
+
+        draw(self, path)
 
     def __str__(self) -> str:
         steps = self.findings[0].study.steps if self.findings else ()
