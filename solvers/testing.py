@@ -157,19 +157,20 @@ def assert_order(
     """Assert that the solver converges at least at `order` (default: the declared one), less 0.15; returns the study.
 
     On a Gaussian the whole law of the scheme is compared with the exact one: mean, variances, gain of the start. On a
-    mixture a deterministic solver's end points are compared with a high-accuracy flow, and the law of a stochastic one, in one
-    dimension, with the diffused mixture's: see `hb.reference.nonlinear`. No sampling.
+    mixture a deterministic solver's end points are compared with a high-accuracy flow, and expectations under the law of a
+    stochastic one, in one dimension and on a grid of its own, with the diffused mixture's. No sampling.
     Raises AssertionError with the errors at each number of steps, and what `observed_order` raises.
     """
     declared = solver.order if order is None else order
+    counts = default_steps(solver)
     if isinstance(data, GaussianMixture):
-        error = mixture_errors(solver, process, data, grid, t_end, predicts)
+        error, counts = mixture_errors(solver, process, data, grid, t_end, predicts)
     else:
 
         def error(n: int) -> torch.Tensor:
             return law_errors(solver, process, data, grid(process, n, t_end=t_end), predicts)
 
-    found = study(error, default_steps(solver) if steps is None else steps, math.ceil(declared))
+    found = study(error, counts if steps is None else steps, math.ceil(declared))
     table = ", ".join(f"{e:.3g} at n = {n}" for n, e in zip(found.steps, found.errors, strict=True))
     if not found.order >= declared - SLACK:
         raise AssertionError(

@@ -15,6 +15,14 @@ from halfbridge.solvers import testing
 
 # corrections of fixed size and s_noise other than 1 leave a bias that finer grids do not remove
 CONVERGENT = [s for s in SOLVERS if s.order and getattr(s, "s_noise", 1.0) == 1.0] + [hb.Heun(churn=2.0)]
+CHAINS = [
+    hb.EulerMaruyama(),
+    hb.ReverseDiffusion(),
+    hb.Ancestral(),
+    hb.Ancestral("transition"),
+    hb.DDIM(0.4),
+    hb.DDIM(1.0),
+]
 # what these compute depends on x/alpha and nu alone
 INVARIANT = [
     hb.DDIM(), hb.DDIM(0.4), hb.DDIM(1.0), hb.Ancestral(), hb.Heun(), hb.Heun(churn=1.5),
@@ -40,6 +48,31 @@ def test_flows_of_random_mixtures_are_followed_at_the_declared_order(solver, dim
     process, mixture = data.draw(testing.processes(discrete=False)), data.draw(testing.mixtures(dim))
     steps = (20, 40, 80) if solver.order == 2 else (40, 80, 160)
     testing.assert_order(solver, process, mixture, steps=steps, predicts=data.draw(st.sampled_from(PREDICTIONS)))
+
+
+@few
+@pytest.mark.parametrize("solver", CHAINS, ids=repr)
+@given(st.data())
+def test_laws_on_random_mixtures_converge_at_the_declared_order(solver, data):
+    process, mixture = data.draw(testing.processes(discrete=False)), data.draw(testing.mixtures(1))
+    testing.assert_order(solver, process, mixture, steps=(15, 30, 60), predicts=data.draw(st.sampled_from(PREDICTIONS)))
+
+
+@pytest.mark.parametrize("process", [hb.VP(), hb.EDM(), hb.OU()], ids=repr)
+def test_corrections_leave_a_mixture_alone_to_first_order_in_their_size(process):
+    """The same amount of Langevin time at one level of a bimodal law in n corrections, by quadrature: no samples."""
+    mixture = hb.reference.GaussianMixture([0.4, 0.6], [[1.2], [-1.0]], 0.2)
+    t = process.time_at(0.5)
+    law, score = mixture.at(process, t), mixture.field(process, "score")
+    x = torch.linspace(-8, 8, 1601, dtype=torch.float64) * float(law.cov.sqrt())
+    exact = law.log_prob(x[:, None]).exp()
+    scale = process.sigma(t) ** 2
+    errors = []
+    for n in (10, 20, 40):
+        e = 0.4 * scale / n
+        end = hb.reference.chain_law(lambda k, x, e=e: x + e * score(t, x).score, [2 * e] * n, x, exact, tol=1e-8)[-1]
+        errors.append(float((end - exact).abs().sum() * (x[1] - x[0])))
+    assert 0.9 < math.log2(errors[0] / errors[2]) / 2 < 1.1
 
 
 def runs(solver, field, grid, x, seed=3):

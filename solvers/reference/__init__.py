@@ -4,12 +4,20 @@ gaussian, mixture    laws whose diffused laws and fields are known in closed for
 law                  the exact law of a numerical scheme on Gaussian data
 order, certify       orders of convergence from those laws, and a verdict on a solver
 flows                high-accuracy solutions of nonlinear probability flows
+fokker_planck        the law of an SDE in one or two dimensions, on a grid (nodes, fluxes, implicit: its parts)
+chain_law            the law of a chain of Gaussian kernels in one dimension: solvers on nonlinear problems, without samples
+nonlinear            errors of solvers on mixtures, from flows and chain laws
 """
 
+from halfbridge.solvers.reference.chain_law import Chain, chain_law, chain_law_of, chain_of
 from halfbridge.solvers.reference.flows import exact_flow
+from halfbridge.solvers.reference.fokker_planck import GridLaws, fokker_planck
 from halfbridge.solvers.reference.gaussian import Gaussian
 from halfbridge.solvers.reference.law import law_of
 from halfbridge.solvers.reference.mixture import GaussianMixture
 from halfbridge.solvers.reference.order import observed_order
 
-__all__ = ["Gaussian", "GaussianMixture", "exact_flow", "law_of", "observed_order"]
+__all__ = [
+    "Chain", "Gaussian", "GaussianMixture", "GridLaws", "chain_law", "chain_law_of", "chain_of", "exact_flow",
+    "fokker_planck", "law_of", "observed_order",
+]  # fmt: skip

@@ -14,9 +14,10 @@ import torch
 from halfbridge.solvers import grids
 from halfbridge.solvers.plan import plan
 from halfbridge.solvers.processes import EDM, OU, VE, VP, CosineVP, Process, SubVP
-from halfbridge.solvers.reference.flows import exact_flow, prescribed_data, prescribed_flow
+from halfbridge.solvers.reference.flows import prescribed_data, prescribed_flow
 from halfbridge.solvers.reference.gaussian import Gaussian
 from halfbridge.solvers.reference.mixture import GaussianMixture
+from halfbridge.solvers.reference.nonlinear import CHAIN_STEPS, chain_errors, flow_errors, has_chain
 from halfbridge.solvers.reference.order import Study, default_steps, judged_on, law_errors, study
 from halfbridge.solvers.reference.stages import misplaced_stages
 from halfbridge.solvers.run import solve
@@ -79,11 +80,12 @@ class Certificate:
         draw(self, path)
 
     def __str__(self) -> str:
-        steps = self.findings[0].study.steps if self.findings else ()
         width = max([len(f.what) for f in self.findings], default=8)
-        lines = [f"{self.solver}: declares order {self.declared}", ""]
-        lines.append(f"  {'problem':<{width}}  {'order':>6}   " + "  ".join(f"{f'n = {n}':>9}" for n in steps))
+        lines, shown = [f"{self.solver}: declares order {self.declared}", ""], None
         for f in self.findings:
+            if f.study.steps != shown:
+                shown = f.study.steps
+                lines.append(f"  {'problem':<{width}}  {'order':>6}   " + "  ".join(f"{f'n = {n}':>9}" for n in shown))
             mark = " " if f.study.order >= self.declared - SLACK else "x"
             lines.append(
                 f"{mark} {f.what:<{width}}  {_order(f.study.order):>6}   "
@@ -110,7 +112,8 @@ def certify(
 
     On every process: the whole law on a correlated Gaussian, exactly. For deterministic solvers also two kinds of problem
     without a Gaussian: prescribed data predictions lambda^k, k up to the order, whose flow is elementary, and a two-dimensional
-    mixture, against scipy's DOP853. Takes seconds.
+    mixture, against scipy's DOP853. For stochastic ones whose steps are Gaussian kernels: the law on a one-dimensional mixture,
+    by Chapman-Kolmogorov quadrature, on grids of its own. Takes seconds.
     Last, on constant predictions, whose trajectories are known, inner stages must lie where the step's own exactness says.
     A solver that integrates no Field is judged on the probability flow or the reverse SDE.
     Raises NotLinear if the step is not a linear combination of vectors, ValueError for a step sized by norms (such schemes
@@ -127,24 +130,29 @@ def certify(
     first, last = processes[0], processes[-1]
     counts = default_steps(solver) if steps is None else tuple(steps)
     p = plan(solver, judged_on(solver, _MIXTURE.field(first)), grid(first, 8))
-    problems: list[tuple[str, Callable[[int], torch.Tensor]]] = [
-        (f"{_name(q)}, Gaussian law", partial(_law_errors, solver, q, grid)) for q in processes
+    problems: list[tuple[str, Callable[[int], torch.Tensor], tuple[int, ...]]] = [
+        (f"{_name(q)}, Gaussian law", partial(_law_errors, solver, q, grid), counts) for q in processes
     ]
     stages: tuple[str, ...] = ()
     if not p.draws:
         problems += [
-            (f"{_name(first)}, data = lambda^{k}", partial(_prescribed_error, solver, first, k, grid))
+            (f"{_name(first)}, data = lambda^{k}", partial(_prescribed_error, solver, first, k, grid), counts)
             for k in range(1, math.ceil(solver.order) + 1)
         ]
-        problems += [(f"{_name(q)}, mixture flow", _flow_error(solver, q, grid)) for q in (first, last)]
+        problems += [
+            (f"{_name(q)}, mixture flow", flow_errors(solver, q, _MIXTURE, grid), counts) for q in (first, last)
+        ]
         stages = misplaced_stages(solver, first, grid(first, 8))
-    findings = tuple(Finding(what, study(error, counts, solver.order)) for what, error in problems)
+    elif has_chain(solver, first):
+        problems += [(f"{_name(q)}, mixture law", chain_errors(solver, q, _LINE), CHAIN_STEPS) for q in (first, last)]
+    findings = tuple(Finding(what, study(error, n, solver.order)) for what, error, n in problems)
     order = min(f.study.order for f in findings)
     return Certificate(repr(solver), solver.order, order, solver.evals_per_step, p.nfe / len(p.steps), findings, stages)
 
 
 _GAUSSIAN = Gaussian([0.5, -1.0, 0.25], [[1.0, 0.3, 0.0], [0.3, 0.25, -0.1], [0.0, -0.1, 0.5]])
 _MIXTURE = GaussianMixture([0.5, 0.3, 0.2], [[1.0, 0.0], [-0.6, 0.8], [-0.5, -0.9]], 0.2)
+_LINE = GaussianMixture([0.5, 0.3, 0.2], [[1.0], [-0.6], [-1.2]], 0.2)
 _STARTS = torch.tensor([[0.3, -0.4], [1.1, 0.6], [-0.8, 1.2], [-1.4, -0.2]], dtype=torch.float64, device="cpu")
 
 
@@ -158,18 +166,6 @@ def _prescribed_error(solver: Solver, process: Process, power: int, grid: Callab
     x = process.sigma(t) * _STARTS
     exact = prescribed_flow(process, power, x, t, s)
     return solve(judged_on(solver, prescribed_data(process, power)), solver, x, grid=times).x - exact
-
-
-def _flow_error(solver: Solver, process: Process, grid: Callable[..., Any]) -> Callable[[int], torch.Tensor]:
-    field = _MIXTURE.field(process)
-    t_end = max(process.t_min, process.time_at(3.0))
-    x = math.hypot(process.alpha(process.T), process.sigma(process.T)) * _STARTS
-    exact = exact_flow(field, x, process.T, t_end)
-
-    def error(n: int) -> torch.Tensor:
-        return solve(judged_on(solver, field), solver, x, grid=grid(process, n, t_end=t_end)).x - exact
-
-    return error
 
 
 def _name(process: Process) -> str:

@@ -1,23 +1,38 @@
-"""Errors of solvers on mixtures, where nothing is affine: deterministic answers all the same."""
+"""Errors of solvers on mixtures, where nothing is affine: deterministic answers all the same.
+
+flow_errors    a deterministic solver's end points, against the probability flow
+chain_errors   expectations under the law that a stochastic solver makes in one dimension, against the diffused mixture's
+"""
 
 from __future__ import annotations
 
+import math
+import warnings
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import torch
 
+from halfbridge.solvers.algebra import Evaluate
+from halfbridge.solvers.field import Field
+from halfbridge.solvers.plan import plan
+from halfbridge.solvers.problems import ODE
 from halfbridge.solvers.processes import Process
+from halfbridge.solvers.reference.chain_law import chain_law, chain_of
 from halfbridge.solvers.reference.flows import exact_flow
 from halfbridge.solvers.reference.mixture import GaussianMixture
-from halfbridge.solvers.reference.order import judged_on
+from halfbridge.solvers.reference.order import default_steps, judged_on
 from halfbridge.solvers.run import solve
-from halfbridge.solvers.solver import Solver
+from halfbridge.solvers.solver import MultistepSolver, Solver
 
-__all__ = ["flow_errors", "last_time", "mixture_errors"]
+__all__ = ["CHAIN_STEPS", "chain_errors", "flow_errors", "has_chain", "last_time", "mixture_errors"]
 
 STARTS = 8  # points of the diffused mixture that a flow is followed from
-LAST = 3.0  # half log-SNR at which a study ends unless it is told: sigma/alpha = 0.05
+LAST = 3.0  # half log-SNR at which a flow ends unless it is told: sigma/alpha = 0.05
+WINDOW = (-1.0, 1.0)  # half log-SNRs between which a chain's law is followed: what it does there takes 1000 nodes
+REACH = 8.0  # standard deviations of the outermost component that the axis holds
+CHAIN_STEPS = (15, 30, 60, 120)  # that show the order there
 
 
 def mixture_errors(
@@ -27,14 +42,36 @@ def mixture_errors(
     grid: Callable[..., Any],
     t_end: float | None = None,
     predicts: str = "noise",
-) -> Callable[[int], torch.Tensor]:
-    """The signed errors of the scheme with n steps of `grid`, as a function of n."""
-    return flow_errors(solver, process, mixture, grid, t_end, predicts)
+) -> tuple[Callable[[int], torch.Tensor], tuple[int, ...]]:
+    """(the signed errors of the scheme with n steps as a function of n, numbers of steps that show the order): `chain_errors`
+    for a solver that draws normals, else `flow_errors`, which alone takes `grid` and `t_end`."""
+    field = mixture.field(process, predicts)
+    if plan(solver, judged_on(solver, field), grid(process, 2, t_end=t_end)).draws:
+        return chain_errors(solver, process, mixture, predicts), CHAIN_STEPS
+    return flow_errors(solver, process, mixture, grid, t_end, predicts), default_steps(solver)
+
+
+def has_chain(solver: Solver, process: Process) -> bool:
+    """Whether each step of the solver on a Field is a Gaussian kernel: one normal, added after the last evaluation."""
+    if isinstance(solver, MultistepSolver):
+        return False
+    grid = [_time_at(process, lam) for lam in (WINDOW[0], 0.0, WINDOW[1])]
+    for step in plan(solver, judged_on(solver, Field(process, lambda t, x: x)), grid).steps:
+        noisy = [i for i, op in enumerate(step.ops) if getattr(op, "draw", None)]
+        if len(step.draws) != 1 or any(isinstance(op, Evaluate) for op in step.ops[noisy[0] :]):
+            return False
+    return True
 
 
 def last_time(process: Process) -> float:
     """Where the noise is a twentieth of the signal, or t_min where it never falls as far."""
-    return process.time_at(LAST) if process.half_log_snr(process.t_min) > LAST else process.t_min
+    return _time_at(process, LAST)
+
+
+def _time_at(process: Process, lam: float) -> float:
+    """The time of that half log-SNR, or the end of [t_min, T] that is nearest to it."""
+    low, high = process.half_log_snr(process.T), process.half_log_snr(process.t_min)
+    return process.T if lam <= low else process.t_min if lam >= high else process.time_at(lam)
 
 
 def flow_errors(
@@ -56,3 +93,48 @@ def flow_errors(
         return solve(judged_on(solver, field), solver, x, grid=grid(process, n, t_end=end)).x - exact
 
     return error
+
+
+def chain_errors(
+    solver: Solver, process: Process, mixture: GaussianMixture, predicts: str = "noise"
+) -> Callable[[int], torch.Tensor]:
+    """Weak errors, of u, u^2, cos(k u) and sin(k u), k = 1, 2, 3, at the end of a one-dimensional chain; u: the state in standard
+    deviations of the exact law, from its mean.
+
+    n equal steps in half log-SNR from -1 to 1 (as far as the process goes), from the exact law at the first; by
+    Chapman-Kolmogorov quadrature to 1e-8, on nodes fine enough for the steps' kernels. ValueError unless the mixture is of one
+    dimension, and where `chain_law_of` refuses the solver.
+    """
+    if mixture.dim != 1:
+        raise ValueError(
+            f"the mixture has dimension {mixture.dim}: the law of a stochastic solver is followed in one; pass a 1-D mixture"
+        )
+    first, last = (_time_at(process, lam) for lam in WINDOW)
+    problem = judged_on(solver, mixture.field(process, predicts))
+    assert not isinstance(problem, ODE)  # which no solver with noise integrates
+    start, end = mixture.at(process, first), mixture.at(process, last)
+    ends = [float(m + s * REACH * v.sqrt()) for law in (start, end) for m, v, s in _outermost(law)]
+
+    def error(n: int) -> torch.Tensor:
+        lams = np.linspace(process.half_log_snr(first), process.half_log_snr(last), n + 1)
+        grid = np.array([first, *(process.time_at(float(lam)) for lam in lams[1:-1]), last])
+        chain = chain_of(solver, problem, grid)
+        at = torch.linspace(min(ends), max(ends), 9, dtype=torch.float64)[:, None]
+        kernel = min(float(variance(at).min()) for variance in chain.variances) ** 0.5
+        x = torch.linspace(
+            min(ends), max(ends), math.ceil((max(ends) - min(ends)) / (0.5 * kernel)), dtype=torch.float64
+        )
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)  # an unstable coarse run leaves the box: its error says so
+            density = chain_law(*chain, x, start.log_prob(x[:, None]).exp(), tol=1e-8)[-1]
+        wrong = (density - end.log_prob(x[:, None]).exp()) * float(x[1] - x[0])
+        u = (x - end.mean) / end.cov[0].sqrt()
+        return (
+            torch.stack([u, u.square(), *(wave(k * u) for k in (1, 2, 3) for wave in (torch.cos, torch.sin))]) @ wrong
+        )
+
+    return error
+
+
+def _outermost(law: GaussianMixture) -> list[tuple[torch.Tensor, torch.Tensor, float]]:
+    return [(part.mean[0], part.cov[0, 0], side) for part in law.components for side in (-1.0, 1.0)]
