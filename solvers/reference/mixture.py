@@ -18,7 +18,7 @@ from halfbridge.solvers.reference.gaussian import Gaussian
 from halfbridge.solvers.reference.posterior import Full, Isotropic
 from halfbridge.solvers.reference.views import coefficients, flat_rows
 
-__all__ = ["GaussianMixture"]
+__all__ = ["GaussianMixture", "checked_weights"]
 
 CHOICE_DRAW = 2**32 - 1  # a run of 2^32 - 1 normals never comes to this draw, so the choice is independent of its noise
 ROWS = 1024
@@ -40,7 +40,7 @@ class GaussianMixture:
 
     def __init__(self, weights: Any, means: Any, covs: Any) -> None:
         with torch.inference_mode(False):
-            self._weights = _checked_weights(weights)
+            self._weights = checked_weights("weights", weights)
             k = self._weights.numel()
             self._means = float64("means", means)[0]
             if self._means.ndim != 2 or self._means.shape[0] != k or not self._means.numel():
@@ -200,15 +200,15 @@ class GaussianMixture:
         return f"GaussianMixture({len(self)} components, dim={self.dim}, {kind} covariances)"
 
 
-def _checked_weights(weights: Any) -> Tensor:
+def checked_weights(name: str, weights: Any) -> Tensor:
     """(k,) float64, nonnegative, divided by their sum; ValueError where that is not 1 up to the rounding of k terms."""
-    values, eps = float64("weights", weights)
+    values, eps = float64(name, weights)
     if values.ndim != 1 or not values.numel():
-        raise ValueError(f"`weights` must have shape (k,) with k >= 1, got {tuple(values.shape)}")
+        raise ValueError(f"`{name}` must have shape (k,) with k >= 1, got {tuple(values.shape)}")
     if (values < 0).any():
         i = int(values.argmin())
-        raise ValueError(f"`weights` must be >= 0, but weights[{i}] = {float(values[i]):.6g}")
+        raise ValueError(f"`{name}` must be >= 0, but {name}[{i}] = {float(values[i]):.6g}")
     total = math.fsum(values.tolist())
     if abs(total - 1) > 8 * max(eps, EPS) * (values.numel() + 8):
-        raise ValueError(f"`weights` must sum to 1, but they sum to {total:.12g}; pass weights / weights.sum()")
+        raise ValueError(f"`{name}` must sum to 1, but they sum to {total:.12g}; pass {name} / {name}.sum()")
     return values / total
