@@ -63,7 +63,7 @@ def gaussian_ipf(
                2 gamma_k = g^2 (t_{k+1} - t_k), a and g in the middle of the step (Euler-Maruyama where they are constant);
                each projection is fitted by mean matching with the same variances 2 gamma_k, which is what DSB learns.
                An odd iterate then misses p0, an even one p1, by O(gamma), and the coupling leaves the bridge by O(gamma) more
-               with each iteration.
+               with each iteration, to an offset that small steps do not remove: few iterations, or many steps.
 
     The laws obey (De Bortoli et al. 2021, proposition 4, variance "exact") kl_from_next <= kl_from_previous and
     kl_to_next <= kl_to_previous. The inequalities with one of the two sides turned round are false in general.
