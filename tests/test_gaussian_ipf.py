@@ -101,8 +101,8 @@ def test_ends_follow_the_static_recursion():
         close(torch.linalg.inv(it.coupling().cov), np.block([[U, -k * np.eye(2)], [-k * np.eye(2), V]]), 1e-11)
 
 
-def test_the_last_step_of_the_first_half_bridge_is_the_exact_posterior_sampler():
-    """pi^1 from p1 = N(0, v I) backwards is what hb.Ancestral with the exact field of p0 = N(0, u I) samples."""
+def test_the_first_half_bridge_runs_the_exact_posterior_kernels():
+    """pi^1 is the score-based model of p0 with the exact score, started from p1: E[x_s | x_t] = (x + v score)/r."""
     process, grid = hb.VP(), np.linspace(0.0, 1.0, 9)
     p0, p1 = hb.reference.Gaussian([0.4], 0.3), hb.reference.Gaussian([0.0], 1.0)
     pi1 = gaussian_ipf(p0, p1, process, grid, 1)[1]

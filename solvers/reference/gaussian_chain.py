@@ -28,7 +28,7 @@ class AffineKernels(NamedTuple):
         return AffineKernels(*(a.flip(0) for a in self))
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class GaussianChain:
     """A Gaussian law on chains x_0, ..., x_N in R^d that is Markov, read from either end.
 
