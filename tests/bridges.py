@@ -4,6 +4,8 @@ Nothing here imports the library's bridges; alpha(t) and sigma(t)^2 come from th
 """
 
 import numpy as np
+import pytest
+import torch
 from scipy.linalg import sqrtm
 
 import halfbridge as hb
@@ -13,6 +15,7 @@ PROCESSES = {
     "EDM": hb.EDM(0.002, 3.0), "CosineVP": hb.CosineVP(), "DiscreteVP": hb.DiscreteVP(np.linspace(1e-3, 0.2, 20)),
     "LinearProcess": hb.LinearProcess(lambda t: (-t).exp(), lambda t: 1.0 - (-t).exp(), 3.0, 0.01),
 }  # fmt: skip
+by_process = pytest.mark.parametrize("process", PROCESSES.values(), ids=PROCESSES.keys())
 
 
 def root(matrix):
@@ -24,6 +27,9 @@ def gaussian(d, seed, spread=1.0):
     rng = np.random.default_rng(seed)
     a = rng.normal(size=(d, d))
     return hb.reference.Gaussian(rng.normal(size=d), spread**2 * (a @ a.T / d + 0.1 * np.eye(d)))
+
+
+P0, P1 = gaussian(3, 0), gaussian(3, 1, spread=1.3)
 
 
 def cross_covariance(S0, S1, s2):
@@ -80,7 +86,16 @@ def reference_ends(p0, process):
 
 def affine(drift, t, d):
     """(L, c) of an affine drift(t, x) = L x + c."""
-    import torch
-
     values = np.asarray(drift(t, torch.cat([torch.zeros(1, d), torch.eye(d)]).double()))
     return (values[1:] - values[0]).T, values[0]
+
+
+def points(n, d, seed=3):
+    """(n, d) random states."""
+    return torch.from_numpy(2 * np.random.default_rng(seed).normal(size=(n, d)))
+
+
+def close(ours, theirs, rtol=1e-11):
+    """Equal to rtol, relative to each entry or to the largest."""
+    theirs = np.asarray(theirs)
+    np.testing.assert_allclose(np.asarray(ours), theirs, rtol=rtol, atol=rtol * np.abs(theirs).max())

@@ -61,7 +61,8 @@ def gaussian_ipf(
                the chain's Schrödinger bridge: its coupling is that of GaussianBridge(p0, p1, reference).
                "fixed": DSB (De Bortoli et al. 2021). Kernel k is N(x + gamma_k f_k(x), 2 gamma_k I) with f_k = 2 a x/g^2 and
                2 gamma_k = g^2 (t_{k+1} - t_k), a and g in the middle of the step: Euler-Maruyama where they are
-               constant (keep -a (t_{k+1} - t_k) below 1). Each projection is fitted by mean matching with the same variances 2 gamma_k, which is what DSB learns.
+               constant (keep -a (t_{k+1} - t_k) below 1). Each projection is fitted by mean matching with the same variances
+               2 gamma_k, which is what DSB learns.
                An odd iterate then misses p0, an even one p1, by O(gamma), and the coupling leaves the bridge by O(gamma) more
                with each iteration, to an offset that small steps do not remove: few iterations, or many steps.
 
