@@ -33,7 +33,9 @@ class NotLinear(TypeError):
 
 @dataclass(frozen=True)
 class Draw:
-    """The `index`-th standard normal of a run (1 is the first), asked for in the step from `t` to `s`."""
+    """The `index`-th standard normal of a run (1 is the first). The first of a step has the step's `t` and `s`, and is what
+    drives it; later ones (a corrector's) are no increment of anything and have `t` = `s`, the time that the step reaches.
+    """
 
     index: int
     t: float
@@ -253,6 +255,7 @@ class Trace:
     def draw(self) -> Vector:
         """A fresh standard normal vector."""
         draw = Draw(len(self.draws) + 1, *self.span)
+        self.span = (self.span[1], self.span[1])
         self.draws[draw.name] = draw
         return self.vector(draw.name)
 

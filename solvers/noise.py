@@ -1,7 +1,8 @@
 """The normals of one run, from a seed or from a noise object.
 
 A seed is an int (the documented counter-based generator: sample i of draw k depends on the seed, k and i only) or a
-callable `noise(draw, t, s, like)` that returns a standard normal tensor like `like`.
+callable `noise(draw, t, s, like)` that returns a standard normal tensor like `like`. The first draw of a step has the
+step's t and s: a Brownian path answers (W_s - W_t)/sqrt|s - t|. The prior's draw and a step's later draws have t = s.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import torch
 
 from halfbridge.kernels import Noise, normal, normal_block, philox
 from halfbridge.solvers.algebra import Draw
+from halfbridge.solvers.brownian import BrownianPath
 
 __all__ = ["Normals", "OneNormal", "check_seed", "check_seeded", "prior_normal"]
 
@@ -49,7 +51,7 @@ class Normals:
         check_seed(seed)
         check_first(first)
         check_seeded(seed, draws)
-        self.seed, self.first, self.x = seed, first, x
+        self.seed, self.first, self.x = _for_samples(seed, first), first, x
         self.block: dict[int, torch.Tensor] = {}
         small = x.numel() * len(draws) <= BLOCK and x.dtype in (torch.float32, torch.float64)
         if draws and not callable(seed) and small:
@@ -95,12 +97,26 @@ class Stream:
         if self.normals.seed is None:
             raise ValueError("seed = None, but the solver draws a normal; pass an int or a noise object")
         self.count += 1
-        return self.normals.tensor(Draw(self.count, *self.span), shape)
+        draw = Draw(self.count, *self.span)
+        self.span = (draw.s, draw.s)
+        return self.normals.tensor(draw, shape)
 
 
 def prior_normal(seed: Any, t: float, like: torch.Tensor, first: int) -> torch.Tensor:
     """Draw 0: the prior's."""
-    return _made(seed, Draw(0, t, t), like, first)
+    return _made(_for_samples(seed, first), Draw(0, t, t), like, first)
+
+
+def _for_samples(seed: Any, first: int) -> Any:
+    """The seed of a run whose x[0] is sample `first`: a path of its own, where the seed is a path."""
+    if isinstance(seed, BrownianPath):
+        return seed.shifted(first)
+    if callable(seed) and first:
+        raise ValueError(
+            f"first = {first}, but a noise object is called (draw, t, s, like) and could not know; pass first=0 and an object "
+            "that makes the noise of these samples"
+        )
+    return seed
 
 
 def _made(seed: int | Callable[..., torch.Tensor], draw: Draw, like: torch.Tensor, first: int) -> torch.Tensor:

@@ -24,7 +24,8 @@ class ODE:
 
     The object is itself callable as `ode(t, x)`, which torchdiffeq's odeint takes. For the flow of a process, whose times
     end at 0: torchdiffeq's adaptive methods step past the last time and interpolate back, and probe a first step of their
-    own, so end well above 0 and pass options={"first_step": ...}, or use a method with fixed steps.
+    own, so end well above 0 and pass options={"first_step": ...}, or use a method with fixed steps. For odeint_adjoint pass
+    adjoint_params=tuple(net.parameters()): the object is no nn.Module that could be searched for them.
     """
 
     process: Process | None = None
@@ -43,8 +44,8 @@ class ODE:
     def drift(self, t: float, x: Any) -> Any:
         return _evaluate(self, t, x)
 
-    def __call__(self, t: float, x: Any) -> Any:
-        return self.drift(t, x)
+    def __call__(self, t: float | torch.Tensor, x: Any) -> Any:
+        return self.drift(float(t.detach() if isinstance(t, torch.Tensor) else t), x)
 
 
 class SDE:

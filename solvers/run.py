@@ -13,6 +13,7 @@ import numpy as np
 import torch
 
 from halfbridge.solvers.algebra import Evaluate, NotLinear
+from halfbridge.solvers.brownian import BrownianPath
 from halfbridge.solvers.field import Field
 from halfbridge.solvers.noise import check_first, check_seed, prior_normal
 from halfbridge.solvers.past import map_past
@@ -57,7 +58,8 @@ def solve(
 
     problem   a Field (the grid decreases), an SDE or an ODE (either way)
     x         a tensor, or a State that a callback saved: the run goes on from there, bit for bit
-    seed      an int in [0, 2^64) or a noise object called (draw, t, s, like); deterministic runs need none
+    seed      an int in [0, 2^64), a BrownianPath (one path on every grid) or another noise object called (draw, t, s, like);
+              deterministic runs need none
     first     global index of x[0]: sample i draws what it would draw in a batch of all samples
     save      "last", "all" (start included) or a sequence of times of the grid
     callback  called with the State after each step (its tensors are copies)
@@ -176,6 +178,8 @@ def _start(field: Field, t: float, like: torch.Tensor, seed: Any, first: int, pr
                 stacklevel=3,
             )
         return process.prior_std * prior_normal(seed, t, like, first)
+    if isinstance(seed, BrownianPath):
+        seed, first = seed.seed, seed.first + first
     if callable(seed):
         raise ValueError("seed is a noise object, but prior.sample needs an int; draw x yourself and use hb.solve")
     if not callable(getattr(prior, "sample", None)):

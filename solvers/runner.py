@@ -139,14 +139,14 @@ def execute_on_tensors(
     draw = Stream(Normals(seed, first, state.x), state.draws)
     now, past = state.x.clone(), state.past
     for i in range(state.step, len(times) - 1):
-        draw.span = (times[i], times[i + 1])
+        t, s = draw.span = (times[i], times[i + 1])
         try:
-            now, past = solver.advance(problem, now, *draw.span, draw, past)
+            now, past = solver.advance(problem, now, t, s, draw, past)
         except FieldOutputError as error:
             raise FieldOutputError(f"in step {i}: {error}") from None
         _like_the_state(now, state.x, solver, i)
         if check_each:
-            _finite(now, _where(i, *draw.span))
+            _finite(now, _where(i, t, s))
         if after_step is not None:
             after_step(i, now, past, draw.count)
     return now
