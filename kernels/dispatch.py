@@ -78,6 +78,14 @@ TABLE: dict[tuple[str, str], Implementation] = {
         call_cost=10_000,
     ),
     ("normal", "triton"): Implementation("halfbridge.kernels.gpu.normal", "fill_triton"),
+    ("normal_sum", "reference"): Implementation("halfbridge.kernels.normal_sum", "normal_sum_reference"),
+    ("normal_sum", "numba"): Implementation(
+        "halfbridge.kernels.cpu.normal_sum",
+        "normal_sum_numba",
+        dtypes=(torch.float32, torch.float64),
+        load_cost=1 << 22,  # as normal's, whose stages it is made of
+        call_cost=10_000,
+    ),
 }
 
 IMPORTED = 16  # how much sooner a kernel pays once its package is there

@@ -17,7 +17,6 @@ sqrt(v (1 - v) h) z, and the octave u sqrt(w) z with u = (t - 2^j)/w: their squa
 from __future__ import annotations
 
 import functools
-import itertools
 import math
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
@@ -26,13 +25,12 @@ import torch
 
 from halfbridge.kernels import Noise, combine, normal, philox
 from halfbridge.kernels.arguments import accumulation
-from halfbridge.kernels.dispatch import resolve
+from halfbridge.kernels.normal_sum import normal_sum
 
 __all__ = ["BrownianPath", "check_like"]
 
 FLOOR = -32  # the octave that holds the times below 2^-31
 MAX_DEPTH = 31  # cell k of level l has draw 2^l + k, and a draw has 32 bits
-BLOCK = 1 << 18  # normals held at once
 TAG = (0x42726F77, 0x6E69616E)  # the sample index whose words make keys, "Brow" and "nian": no run has as many samples
 
 
@@ -155,26 +153,11 @@ class BrownianPath:
         known = (t, like.shape, like.device, accumulation(like.dtype))
         if known not in self._last:
             terms = nodes(at, self.depth)
-            zero = torch.zeros(like.shape, dtype=torch.float64, device=like.device)
-            value = self._sum(terms, key_of(self.seed, at.side, at.octave), like) if terms else zero
+            draws, coefficients = [draw for draw, _ in terms], [c for _, c in terms]
+            key = key_of(self.seed, at.side, at.octave)
             self._last.clear()
-            self._last[known] = value
+            self._last[known] = normal_sum(like.shape, key, draws, coefficients, self.first, like.dtype, like.device)
         return self._last[known]
-
-    def _sum(self, terms: list[tuple[int, float]], key: int, like: torch.Tensor) -> torch.Tensor:
-        """The float64 sum of coefficient times normal, in the order of the terms."""
-        draws, coefficients = [draw for draw, _ in terms], [c for _, c in terms]
-        samples, n = len(like), math.prod(like.shape[1:])
-        out = torch.empty((samples, n), dtype=torch.float64, device=like.device)
-        columns = max(1, min(n, 4 * max(1, BLOCK // (4 * len(terms)))))  # whole counters: how it is cut changes no bit
-        rows = max(1, BLOCK // (len(terms) * columns))
-        for top, left in itertools.product(range(0, samples, rows), range(0, n, columns)):
-            part = out[top : top + rows, left : left + columns]
-            block = torch.empty((len(terms), *part.shape), dtype=accumulation(like.dtype), device=like.device)
-            fill = resolve("normal", like.device.type, block.dtype, block.numel())
-            fill(block, key, draws, self.first + top, left)
-            combine(list(block.double().unbind(0)), coefficients, out=part)
-        return out.view(like.shape)
 
     def _check_cells(self, t: float, s: float, a: Place, b: Place) -> None:
         (k, v), (m, w) = a.cell(self.depth), b.cell(self.depth)

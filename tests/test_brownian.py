@@ -193,15 +193,6 @@ def test_a_run_on_a_path_continues_bit_for_bit(solver, plan):
         assert torch.equal(hb.solve(FIELD, solver, state, grid=grid, seed=BrownianPath(8), plan=plan).x, whole)
 
 
-@pytest.mark.parametrize("block", [1, 64, 1 << 10])
-def test_how_the_normals_are_cut_changes_no_bit(block, monkeypatch):
-    like = torch.empty(5, 3, 7)
-    want = BrownianPath(1).increment(0.3, 0.7, like)
-    monkeypatch.setattr(brownian, "BLOCK", block)
-    assert torch.equal(BrownianPath(1).increment(0.3, 0.7, like), want)
-    assert torch.equal(BrownianPath(1, 3).increment(0.3, 0.7, like[3:]), want[3:])
-
-
 def test_a_float32_run_follows_the_float64_path():
     for dtype, atol in ((torch.float32, 1e-5), (torch.float16, 2e-3), (torch.bfloat16, 2e-2)):
         for t, s in itertools.pairwise(np.linspace(0.0, 1.0, 30)):
