@@ -23,7 +23,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from halfbridge.kernels import Noise, combine, normal, philox
+from halfbridge.kernels import normal, philox
 from halfbridge.kernels.arguments import accumulation
 from halfbridge.kernels.normal_sum import normal_sum
 
@@ -145,19 +145,22 @@ class BrownianPath:
             between += [(a.side, octave, -1.0) for octave in range(FLOOR, a.octave)]
         for side, octave, sign in between:
             scale = sign * math.sqrt(Place(side, octave, 0.0).width)
-            combine([total], [1.0], noise=Noise(scale, key_of(self.seed, side, octave), 0, self.first), out=total)
+            total += self._sum(key_of(self.seed, side, octave), [(0, scale)], like)
         return total
 
     def _within(self, t: float, at: Place, like: torch.Tensor) -> torch.Tensor:
         """W(t) less its value at the lower end of its octave, float64."""
         known = (t, like.shape, like.device, accumulation(like.dtype))
-        if known not in self._last:
-            terms = nodes(at, self.depth)
-            draws, coefficients = [draw for draw, _ in terms], [c for _, c in terms]
-            key = key_of(self.seed, at.side, at.octave)
+        value = self._last.get(known)
+        if value is None:
+            value = self._sum(key_of(self.seed, at.side, at.octave), nodes(at, self.depth), like)
             self._last.clear()
-            self._last[known] = normal_sum(like.shape, key, draws, coefficients, self.first, like.dtype, like.device)
-        return self._last[known]
+            self._last[known] = value
+        return value
+
+    def _sum(self, key: int, terms: list[tuple[int, float]], like: torch.Tensor) -> torch.Tensor:
+        draws, coefficients = [draw for draw, _ in terms], [c for _, c in terms]
+        return normal_sum(like.shape, key, draws, coefficients, self.first, like.dtype, like.device)
 
     def _check_cells(self, t: float, s: float, a: Place, b: Place) -> None:
         (k, v), (m, w) = a.cell(self.depth), b.cell(self.depth)

@@ -201,6 +201,17 @@ def test_a_float32_run_follows_the_float64_path():
             torch.testing.assert_close(z.double(), BrownianPath(2)(1, t, s, LIKE), rtol=0, atol=5 * atol)
 
 
+def test_one_path_serves_states_of_any_shape_and_dtype_in_turn():
+    """Each goes on from the time that another reached, whose value the path has kept."""
+    path, wide = BrownianPath(2), torch.empty(3, 5, dtype=torch.float64)
+    likes = (LIKE, LIKE.float(), LIKE[:2], LIKE.half(), wide, LIKE, wide.float(), LIKE.float())
+    for like, t, s in zip(
+        likes, *zip(*itertools.pairwise(torch.linspace(0.1, 0.9, 9).tolist()), strict=True), strict=True
+    ):
+        assert torch.equal(path(1, t, s, like), BrownianPath(2)(1, t, s, like))
+        assert torch.equal(BrownianPath(2)(1, t, s, wide)[:, :2], BrownianPath(2)(1, t, s, LIKE))
+
+
 def test_deeper_paths_agree_on_ends_and_middles_of_cells():
     shallow, deep = BrownianPath(6, depth=4), BrownianPath(6, depth=31)
     for k in range(33):
@@ -210,11 +221,13 @@ def test_deeper_paths_agree_on_ends_and_middles_of_cells():
         )
 
 
-def test_a_path_is_continuous():
+@pytest.mark.parametrize("like", [LIKE, LIKE.float()], ids=["float64", "float32"])
+def test_a_path_is_continuous(like):
+    """At cells' and octaves' ends, 1e-14 away: six standard deviations."""
     path = BrownianPath(6, depth=3)
     for t in (0.5, 0.5625, 1.0, 2.0**-31):
-        for near in (t * (1 - 1e-12), t * (1 + 1e-12)):
-            assert float(path.increment(near, t, LIKE).abs().max()) < 6e-6 * math.sqrt(t)
+        for near in (t * (1 - 1e-14), t * (1 + 1e-14)):
+            assert float(path.increment(near, t, like).abs().max()) < 6e-7 * math.sqrt(t)
 
 
 def test_a_path_is_a_value():
