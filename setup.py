@@ -21,15 +21,17 @@ PLOTS = ["matplotlib>=3.8"]
 DEMO = [*PLOTS, "scikit-learn>=1.4"]
 FAST = ["numba>=0.60"]
 GPU = ["triton>=3.2; platform_system == 'Linux'"]  # torch's CUDA builds bring their own
+TRANSPORT = ["POT>=0.9"]
+ENGINES = ["torchdiffeq>=0.2.4", "torchsde>=0.2.6"]
 TEST = [
     *DEMO,
     *FAST,
     *GPU,
+    *TRANSPORT,
+    *ENGINES,
     "hypothesis>=6.100",
     "mpmath>=1.3",
     "pytest>=8.0",
-    "torchdiffeq>=0.2.4",
-    "torchsde>=0.2.6",
 ]
 
 setup(
@@ -48,6 +50,8 @@ setup(
         "fast": FAST,
         "gpu": GPU,
         "plots": PLOTS,
+        "transport": TRANSPORT,
+        "engines": ENGINES,
         "demo": DEMO,
         "test": TEST,
         "dev": [*TEST, "mypy>=1.10", "ruff>=0.6"],

@@ -6,13 +6,18 @@ grid = hb.grids.half_log_snr(field.process, 10)
 x = hb.sample(field, hb.DPMSolver(order=3), grid=grid, shape=(64, 2), seed=0)
 """
 
+import importlib
+from typing import Any
+
 from halfbridge import kernels, nets, training
 from halfbridge.solvers import grids, reference
 from halfbridge.solvers.algebra import NotLinear
 from halfbridge.solvers.ancestral import Ancestral, ReverseDiffusion
+from halfbridge.solvers.brownian import BrownianPath
 from halfbridge.solvers.ddim import DDIM
 from halfbridge.solvers.divergence import Hutchinson, HutchPP, divergence
 from halfbridge.solvers.dpm import DPMSolver, DPMSolverPP
+from halfbridge.solvers.engines import TorchsdeBrownian, TorchsdeNoise
 from halfbridge.solvers.euler import EulerMaruyama
 from halfbridge.solvers.field import Field, FieldOutputError
 from halfbridge.solvers.heun import Heun
@@ -40,9 +45,16 @@ __version__ = "0.1.0"
 
 __all__ = [
     "DDIM", "EDM", "ODE", "OU", "SDE", "VE", "VP",
-    "Ancestral", "Brownian", "Certificate", "CosineVP", "DPMSolver", "DPMSolverPP", "DiscreteVP", "EulerMaruyama",
+    "Ancestral", "Brownian", "BrownianPath", "Certificate", "CosineVP", "DPMSolver", "DPMSolverPP", "DiscreteVP", "EulerMaruyama",
     "Field", "FieldOutputError", "Heun", "HutchPP", "Hutchinson", "Langevin", "LinearProcess", "MultistepSolver",
     "NonFiniteError", "NotLinear", "Plan", "PredictorCorrector", "Process", "ReverseDiffusion", "Solution", "Solver",
-    "State", "SubVP",
+    "State", "SubVP", "TorchsdeBrownian", "TorchsdeNoise",
     "certify", "divergence", "grids", "kernels", "nets", "plan", "reference", "sample", "solve", "training",
 ]  # fmt: skip
+
+
+def __getattr__(name: str) -> Any:
+    """`hb.testing`, which needs hypothesis, is imported when it is first asked for."""
+    if name == "testing":
+        return importlib.import_module("halfbridge.solvers.testing")
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -11,7 +11,7 @@ from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 
 import halfbridge as hb
-from halfbridge.solvers import testing
+from halfbridge import testing
 
 # corrections of fixed size and s_noise other than 1 leave a bias that finer grids do not remove
 CONVERGENT = [s for s in SOLVERS if s.order and getattr(s, "s_noise", 1.0) == 1.0] + [hb.Heun(churn=2.0)]

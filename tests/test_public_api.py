@@ -4,10 +4,12 @@ import inspect
 import subprocess
 import sys
 
+import pytest
+
 import halfbridge as hb
 
 CONTRACT = [
-    "DDIM", "EDM", "ODE", "OU", "SDE", "VE", "VP", "Ancestral", "Brownian", "CosineVP", "DPMSolver", "DPMSolverPP",
+    "DDIM", "EDM", "ODE", "OU", "SDE", "VE", "VP", "Ancestral", "Brownian", "BrownianPath", "CosineVP", "DPMSolver", "DPMSolverPP",
     "DiscreteVP", "EulerMaruyama", "Field", "Heun", "HutchPP", "Hutchinson", "Langevin", "LinearProcess", "MultistepSolver",
     "PredictorCorrector", "ReverseDiffusion", "Solver", "SubVP", "certify", "divergence", "grids", "kernels", "nets", "plan",
     "reference", "sample", "solve", "training",
@@ -18,12 +20,20 @@ def test_every_name_of_the_contract_is_there_and_documented():
     for name in CONTRACT:
         assert name in hb.__all__
         assert inspect.getdoc(getattr(hb, name))
-    for name in ("Gaussian", "GaussianMixture", "law_of", "observed_order"):
+    for name in hb.reference.__all__:
         assert inspect.getdoc(getattr(hb.reference, name))
     for name in ("uniform", "quadratic", "half_log_snr", "karras"):
         assert inspect.getdoc(getattr(hb.grids, name))
     for name in hb.kernels.__all__:
         assert inspect.getdoc(getattr(hb.kernels, name))
+
+
+def test_testing_is_there_and_imported_when_asked_for():
+    assert inspect.getdoc(hb.testing)
+    for name in hb.testing.__all__:
+        assert inspect.getdoc(getattr(hb.testing, name))
+    with pytest.raises(AttributeError, match="has no attribute 'tests'"):
+        _ = hb.tests
 
 
 def test_the_list_of_names_is_sorted_and_complete():

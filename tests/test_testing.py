@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import halfbridge as hb
-from halfbridge.solvers import testing
+from halfbridge import testing
 
 DATA = hb.reference.Gaussian([0.3, -0.8], [[0.8, 0.3], [0.3, 0.4]])
 MIXTURE = hb.reference.GaussianMixture([0.4, 0.6], [[1.0, 0.2], [-0.5, -0.4]], 0.2)
