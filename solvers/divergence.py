@@ -53,14 +53,18 @@ class Hutchinson:
     def __post_init__(self) -> None:
         check_method(self, 1, "each is one product with the Jacobian")
 
-    def estimate(self, jacobian: Jacobian, draws: range, first: int) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """(trace, std_error) from one product for each of `draws`."""
+    def count(self, d: int) -> int:
+        """How many terms a sample of d elements has."""
+        return self.probes
+
+    def terms(self, jacobian: Jacobian, draws: range, first: int) -> torch.Tensor:
+        """v^T J v for each of `draws`, (probes, batch): as many independent estimates of the trace."""
         x, dots = jacobian.x, []
         for k in range(0, len(draws), jacobian.width):
             part = draws[k : k + jacobian.width]
             products = jacobian.products(probe_block(x.shape, self.seed, part, first, self.kind, x.dtype, x.device))
             dots.append(dot_block(products, self.seed, part, first, self.kind))
-        return mean_and_error(torch.cat(dots))
+        return torch.cat(dots)
 
 
 @dataclass(frozen=True)
@@ -86,12 +90,19 @@ class HutchPP:
     def __post_init__(self) -> None:
         check_method(self, 3, "one product sketches the range, one gives the trace there, one probes the rest")
 
-    def estimate(self, jacobian: Jacobian, draws: range, first: int) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """(trace, std_error) from one product for each of `draws`; vectors as columns, in float64."""
+    def count(self, d: int) -> int:
+        """How many terms a sample of d elements has."""
+        return 1 if self.probes >= d else self.probes - 2 * (self.probes // 3)
+
+    def terms(self, jacobian: Jacobian, draws: range, first: int) -> torch.Tensor:
+        """tr Q^T J Q plus the form of each g, (probes - 2k, batch) float64: given Q, independent estimates of the trace.
+
+        One product for each of `draws`; one row, the exact trace, from d draws on. Vectors are columns, in float64.
+        """
         x, k = jacobian.x, len(draws) // 3
         d = math.prod(x.shape[1:])
-        if len(draws) >= d:
-            return exact_trace(jacobian), None
+        if self.probes >= d:
+            return exact_trace(jacobian)[None]
         s, g = (
             probe_block(x.shape, self.seed, part, first, self.kind, x.dtype, x.device)
             for part in (draws[:k], draws[2 * k :])
@@ -109,9 +120,7 @@ class HutchPP:
         rest = rounded(columns(g) - q @ (dual @ columns(g)))
         within = summed((dual.mT * columns(jacobian.products(basis))).flatten(1))
         dots = summed((columns(rest) * columns(jacobian.products(rest))).mT.reshape(-1, d)).view(len(x), len(g)).T
-        mean, std_error = mean_and_error(dots)
-        dtype = accumulation(x.dtype)
-        return (within + mean).to(dtype), None if std_error is None else std_error.to(dtype)
+        return within + dots
 
 
 def divergence(
@@ -143,22 +152,45 @@ def divergence(
         from halfbridge.solvers.uncompiled import divergence_uncompiled
 
         return divergence_uncompiled(f, x, method, draw=draw, first=first)
+    value, terms = divergence_terms(f, x, method, draw=draw, first=first)
+    trace, std_error = mean_and_error(terms)
+    dtype = accumulation(value.dtype)
+    return Divergence(value, trace.to(dtype), None if std_error is None else std_error.to(dtype))
+
+
+def divergence_terms(
+    f: Callable[[torch.Tensor], torch.Tensor],
+    x: torch.Tensor,
+    method: Literal["exact"] | Hutchinson | HutchPP = "exact",
+    *,
+    draw: int = 0,
+    first: int = 0,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """f(x), and independent unbiased estimates of div f(x), (terms, batch); one row where it is exact. See `divergence`.
+
+    The terms of one `draw` belong to the same probes at every x: an integral along a path has as many independent
+    estimates, whose spread is its error.
+    """
     check_argument(f, x)
-    exact = isinstance(method, str) and method == "exact"
-    if not exact and not isinstance(method, (Hutchinson, HutchPP)):
-        raise ValueError(f'`method` = {method!r}; pass "exact", hb.Hutchinson(...) or hb.HutchPP(...)')
+    check_divergence(method)
     draw, first = check_draw(draw), check_first(first, len(x))
     recording = torch.is_grad_enabled()
     with torch.inference_mode(False), torch.set_grad_enabled(recording):
         x = x.clone() if x.is_inference() else x
         if isinstance(method, str):
             jacobian: Jacobian = Reverse(f, x)
-            trace, std_error = exact_trace(jacobian), None
+            terms = exact_trace(jacobian)[None]
         else:
             draws = draws_of(draw, method.probes)
             jacobian = MODES[method.mode](f, x)
-            trace, std_error = method.estimate(jacobian, draws, first)
-        return Divergence(jacobian.value, trace, std_error)
+            terms = method.terms(jacobian, draws, first)
+        return jacobian.value, terms
+
+
+def check_divergence(method: object, name: str = "method") -> None:
+    """Refuse what is no way to take a divergence."""
+    if not (isinstance(method, str) and method == "exact") and not isinstance(method, (Hutchinson, HutchPP)):
+        raise ValueError(f'`{name}` = {method!r}; pass "exact", hb.Hutchinson(...) or hb.HutchPP(...)')
 
 
 def draws_of(draw: int, probes: int) -> range:
