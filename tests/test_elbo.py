@@ -90,6 +90,35 @@ def test_the_estimate_has_the_mean_of_the_papers_bound(
     assert ((got - torch.tensor(want, dtype=F64)).abs() < 7 * error).all()
 
 
+@pytest.mark.parametrize("reconstruct", [False, True])
+@pytest.mark.parametrize("divergence", FORMS)
+def test_the_noise_drops_out_of_the_bound_of_a_unit_normal_law(divergence: Any, reconstruct: bool) -> None:
+    """Copies of a point have noise of their own and one bound, to rounding: its multiple of |z|^2 - d is taken off whole."""
+    data = hb.reference.Gaussian([0.0, 0.0], 1.0)
+    x = torch.tensor([[0.4, -1.3]], dtype=F64).expand(5, -1)
+    found = elbo(data.field(P), x, divergence=divergence, t_min=0.3, reconstruct=reconstruct)
+    assert float(found.log_prob.max() - found.log_prob.min()) < 1e-10
+    exact = log_likelihood(data.field(P), x, t_min=0.3).log_prob
+    gap = exact - found.log_prob  # of the Gaussian decoder, at most: the errors left are those of the times
+    assert gap.abs().max() < (1.0 if reconstruct else 5e-3)
+
+
+@pytest.mark.parametrize("reconstruct", [False, True])
+@pytest.mark.parametrize("divergence", FORMS)
+def test_a_constant_noise_prediction_costs_its_square_exactly(divergence: Any, reconstruct: bool) -> None:
+    """eps = c has no divergence, and z and -z cancel c.z: |c|^2 for each unit of log nu, and half of it to reconstruct."""
+    x, c = torch.randn(3, 2, dtype=F64, generator=torch.Generator().manual_seed(0)), 1.7
+    found = [
+        elbo(
+            hb.Field(OTHER, lambda t, x, c=c: c + 0 * x), x, divergence=divergence, samples=4, reconstruct=reconstruct
+        ).log_prob
+        for c in (0.0, c)
+    ]
+    span = OTHER.half_log_snr(OTHER.t_min) - OTHER.half_log_snr(OTHER.T)
+    want = torch.full((3,), -2 * c**2 * (span + 0.5 * reconstruct), dtype=F64)
+    assert torch.allclose(found[1] - found[0], want, rtol=1e-9)
+
+
 @pytest.mark.parametrize(
     ("process", "d", "divergence"),
     [(hb.VP(), 1, None), (hb.VP(), 4, "exact"), (hb.VP(), 16, None), (hb.EDM(), 4, None), (hb.EDM(), 1, "exact")],
