@@ -50,7 +50,7 @@ def elbo(
         log p(x0) >= E log prior(X_T) - int_{t_min}^T E[g^2 |score|^2/2 + g^2 div score - div f] dt,
 
     X the forward process from x0, f = a x. The estimate is unbiased, so it exceeds the bound, and log p(x0), by chance only:
-    `std_error` says by how much. With the exact field and prior the bound is log p(x0) itself. Song et al. 2021b,
+    `std_error` says by how much. At t_min, with the exact field and prior, it is log p(x0) itself. Song et al. 2021b,
     theorem 3; Kingma et al. 2021 (times by log-SNR).
 
     x0          (batch, *shape). The field is evaluated in x0's dtype; sums are float64
