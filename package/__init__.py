@@ -15,13 +15,16 @@ from halfbridge.solvers.algebra import NotLinear
 from halfbridge.solvers.ancestral import Ancestral, ReverseDiffusion
 from halfbridge.solvers.brownian import BrownianPath
 from halfbridge.solvers.ddim import DDIM
+from halfbridge.solvers.dequantise import bits_per_dim, dequantise
 from halfbridge.solvers.divergence import Hutchinson, HutchPP, divergence
 from halfbridge.solvers.dpm import DPMSolver, DPMSolverPP
+from halfbridge.solvers.elbo import elbo
 from halfbridge.solvers.engines import TorchsdeBrownian, TorchsdeNoise
 from halfbridge.solvers.euler import EulerMaruyama
 from halfbridge.solvers.field import Field, FieldOutputError
 from halfbridge.solvers.heun import Heun
 from halfbridge.solvers.langevin import Langevin, PredictorCorrector
+from halfbridge.solvers.likelihood import Likelihood, log_likelihood
 from halfbridge.solvers.plan import Plan, plan
 from halfbridge.solvers.problems import ODE, SDE
 from halfbridge.solvers.processes import (
@@ -46,10 +49,10 @@ __version__ = "0.1.0"
 __all__ = [
     "DDIM", "EDM", "ODE", "OU", "SDE", "VE", "VP",
     "Ancestral", "Brownian", "BrownianPath", "Certificate", "CosineVP", "DPMSolver", "DPMSolverPP", "DiscreteVP", "EulerMaruyama",
-    "Field", "FieldOutputError", "Heun", "HutchPP", "Hutchinson", "Langevin", "LinearProcess", "MultistepSolver",
+    "Field", "FieldOutputError", "Heun", "HutchPP", "Hutchinson", "Langevin", "Likelihood", "LinearProcess", "MultistepSolver",
     "NonFiniteError", "NotLinear", "Plan", "PredictorCorrector", "Process", "ReverseDiffusion", "Solution", "Solver",
     "State", "SubVP", "TorchsdeBrownian", "TorchsdeNoise",
-    "certify", "divergence", "grids", "kernels", "nets", "plan", "reference", "sample", "solve", "training",
+    "bits_per_dim", "certify", "dequantise", "divergence", "elbo", "grids", "kernels", "log_likelihood", "nets", "plan", "reference", "sample", "solve", "training",
 ]  # fmt: skip
 
 

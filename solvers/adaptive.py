@@ -82,7 +82,7 @@ def _torchdiffeq(method: str) -> tuple[Any, Any]:
         from torchdiffeq import odeint, odeint_adjoint
     except ImportError as error:
         raise ImportError(
-            f"solver={method!r} needs torchdiffeq: pip install 'halfbridge[test]' or torchdiffeq itself; or pass one of our "
+            f"solver={method!r} needs torchdiffeq: pip install 'halfbridge[engines]' or torchdiffeq itself; or pass one of our "
             "solvers with a grid, such as solver=hb.DPMSolver(order=3), grid=hb.grids.half_log_snr(process, 50)"
         ) from error
     return odeint, odeint_adjoint

@@ -10,8 +10,8 @@ import halfbridge as hb
 
 CONTRACT = [
     "DDIM", "EDM", "ODE", "OU", "SDE", "VE", "VP", "Ancestral", "Brownian", "BrownianPath", "CosineVP", "DPMSolver", "DPMSolverPP",
-    "DiscreteVP", "EulerMaruyama", "Field", "Heun", "HutchPP", "Hutchinson", "Langevin", "LinearProcess", "MultistepSolver",
-    "PredictorCorrector", "ReverseDiffusion", "Solver", "SubVP", "certify", "divergence", "grids", "kernels", "nets", "plan",
+    "DiscreteVP", "EulerMaruyama", "Field", "Heun", "HutchPP", "Hutchinson", "Langevin", "Likelihood", "LinearProcess", "MultistepSolver",
+    "PredictorCorrector", "ReverseDiffusion", "Solver", "SubVP", "certify", "divergence", "elbo", "grids", "kernels", "log_likelihood", "nets", "plan",
     "reference", "sample", "solve", "training",
 ]  # fmt: skip
 
