@@ -52,7 +52,8 @@ __all__ = [
     "Field", "FieldOutputError", "Heun", "HutchPP", "Hutchinson", "Langevin", "Likelihood", "LinearProcess", "MultistepSolver",
     "NonFiniteError", "NotLinear", "Plan", "PredictorCorrector", "Process", "ReverseDiffusion", "Solution", "Solver",
     "State", "SubVP", "TorchsdeBrownian", "TorchsdeNoise",
-    "bits_per_dim", "certify", "dequantise", "divergence", "elbo", "grids", "kernels", "log_likelihood", "nets", "plan", "reference", "sample", "solve", "training",
+    "bits_per_dim", "certify", "dequantise", "divergence", "elbo", "grids", "kernels", "log_likelihood", "nets", "plan",
+    "reference", "sample", "solve", "training",
 ]  # fmt: skip
 
 
