@@ -10,6 +10,7 @@ from bridges import PROCESSES, gaussian
 
 import halfbridge as hb
 from halfbridge.solvers.reference.gaussian_bridge import GaussianBridge
+from halfbridge.solvers.reference.gaussian_chain import AffineKernels, GaussianChain
 from halfbridge.solvers.reference.gaussian_ipf import gaussian_ipf
 
 P0, P1 = gaussian(2, 0), gaussian(2, 1)
@@ -129,6 +130,17 @@ def test_kls_are_those_of_the_whole_laws(variance):
         assert new.kl_to_previous == old.kl_from_next == pytest.approx(back, rel=1e-9)
         for end in (0, -1):
             assert old.kl(new, end) == pytest.approx(there, rel=1e-9)
+
+
+@pytest.mark.parametrize("narrow", [0.3, 1e-9, 1e-15, 1e-17, 1e-30])
+@pytest.mark.parametrize("end", [0, -1])
+def test_kl_of_narrow_kernels_to_wide_ones_keeps_its_digits(narrow, end):
+    """The same law at that end, kernels N(x, diag(narrow, 1.3)) against N(x, I): half of v - 1 - log v each, three steps."""
+    gain, offset = torch.eye(2, dtype=torch.float64).expand(3, 2, 2), torch.zeros(3, 2, dtype=torch.float64)
+    make = GaussianChain.from_start if end == 0 else GaussianChain.from_end
+    cov = torch.diag(torch.tensor([narrow, 1.3], dtype=torch.float64)).expand(3, 2, 2)
+    ours, wide = (make(P0, AffineKernels(gain, offset, c)) for c in (cov, gain))
+    assert ours.kl(wide, end) == pytest.approx(1.5 * sum(v - 1 - math.log(v) for v in (narrow, 1.3)), rel=1e-13)
 
 
 def problems():
@@ -312,3 +324,10 @@ def test_bad_input_is_named(change, error, message):
 def test_chains_of_different_length_have_no_kl():
     with pytest.raises(ValueError, match=r"means of shape \(3, 2\) and this chain \(4, 2\)"):
         gaussian_ipf(P0, P1, ONE, 3, 1)[0].kl(gaussian_ipf(P0, P1, ONE, 2, 1)[0])
+
+
+@pytest.mark.parametrize("end", [1, 3, -2, 0.5, True, False])
+def test_a_kl_from_no_end_of_the_chain_is_refused(end):
+    first, second = gaussian_ipf(P0, P1, ONE, 3, 1)
+    with pytest.raises(ValueError, match=f"`end` = {end!r} is no end of a chain; pass 0 for x_0, or -1 for x_N"):
+        first.kl(second, end)

@@ -2,6 +2,7 @@
 
 import math
 import sys
+import warnings
 
 import numpy as np
 import pytest
@@ -210,6 +211,15 @@ def test_it_warns_where_sinkhorn_has_not_converged():
     assert "7 x 5 points, dim=2" in repr(done)
 
 
+def test_little_noise_without_convergence_warns_once_and_of_that():
+    """POT's e^f and e^g overflow: with the filters open, only this library's warning comes out."""
+    x, y, mu, nu = clouds()
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        static_bridge(3 * x, 3 * y, hb.Brownian(0.03), mu, nu, max_iterations=11)
+    assert [str(w.message).split(" after ")[0] for w in caught] == ["Sinkhorn stopped"]
+
+
 def test_little_noise_does_not_underflow():
     """exp(-|x - y|^2/(2 V)) is 0 in float64 for V = 1e-5; the log domain leaves the assignment that transport picks."""
     bridge = static_bridge([[0.0], [1.0]], [[1.1], [0.1]], hb.Brownian(3e-3))
@@ -229,7 +239,10 @@ def test_little_noise_does_not_underflow():
         ({"weights1": [2.0, -1, 0, 0, 0]}, ValueError, r"`weights1` must be >= 0, but weights1\[1\] = -1"),
         ({"reference": "OU"}, TypeError, "`reference` must be a linear process.*got str"),
         ({"tol": 0.0}, ValueError, r"`tol` = 0\.0"),
+        ({"tol": "1e-9"}, ValueError, "`tol` = '1e-9' must be a positive number"),
         ({"max_iterations": 0}, ValueError, "`max_iterations` = 0"),
+        ({"max_iterations": "3"}, ValueError, "`max_iterations` = '3' must be a whole number"),
+        ({"max_iterations": 2.5}, ValueError, r"`max_iterations` = 2\.5 must be a whole number"),
     ],
 )
 def test_bad_input_is_named(change, error, message):

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from numbers import Integral
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
-__all__ = ["EPS", "Eigen", "check_semidefinite", "diagonal_eigen", "eigen", "float64", "symmetric"]
+__all__ = ["EPS", "Eigen", "check_semidefinite", "diagonal_eigen", "eigen", "float64", "symmetric", "whole_number"]
 
 EPS = float(torch.finfo(torch.float64).eps)
 
@@ -41,6 +42,13 @@ def float64(name: str, value: Any) -> tuple[Tensor, float]:
     if bad:
         raise ValueError(f"`{name}` must be finite, but {bad} of its {array.numel()} entries are NaN or infinite")
     return array, eps
+
+
+def whole_number(name: str, value: Any, otherwise: str = "") -> int:
+    """`value` as an int; ValueError unless it is a whole number of at least 1."""
+    if isinstance(value, bool) or not isinstance(value, Integral) or int(value) < 1:
+        raise ValueError(f"`{name}` = {value!r} must be a whole number, at least 1{otherwise}")
+    return int(value)
 
 
 def _tolerance(matrices: Tensor, eps: float) -> Tensor:

@@ -189,10 +189,8 @@ class Gaussian:
             return math.inf
         whiten = vectors[:, keep] / values[keep].sqrt()
         mu = torch.linalg.eigvalsh(whiten.mT @ (self._cov - other._cov) @ whiten)
-        # 1 + mu loses its digits near mu = -1; the squared singular values keep them
         ratio = torch.linalg.svdvals(whiten.mT @ self._root).flip(0).square()
-        terms = torch.where(mu.abs() < 0.5, minus_log1p(mu), ratio - 1 - ratio.log())
-        return 0.5 * float(terms.sum() + (shift @ whiten).square().sum())
+        return 0.5 * float(kl_terms(mu, ratio).sum() + (shift @ whiten).square().sum())
 
     def _leaves(self, other: Gaussian, null: Tensor, shift: Tensor) -> bool:
         """Whether this law's support leaves other's, whose directions without variance are `null` (d, r)."""
@@ -235,6 +233,15 @@ class Gaussian:
             return f"Gaussian(mean={self._mean.tolist()}, cov={self._cov.tolist()})"
         size, trace = float(self._mean.norm()), float(self._cov.trace())
         return f"Gaussian(dim={self.dim}, |mean|={size:.4g}, trace(cov)={trace:.4g})"
+
+
+def kl_terms(mu: Tensor, ratio: Tensor) -> Tensor:
+    """mu - log(1 + mu) at mu > -1: from mu for |mu| < 1/2, else from `ratio`, which is 1 + mu with its own digits.
+
+    Take mu from a difference of covariances and ratio from squared singular values: each is exact where the other is not
+    (mu near 0, ratio near 0).
+    """
+    return torch.where(mu.abs() < 0.5, minus_log1p(mu.clamp(-0.5, 0.5)), ratio - 1 - ratio.log())
 
 
 def minus_log1p(mu: Tensor) -> Tensor:

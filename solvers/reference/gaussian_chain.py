@@ -8,7 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from halfbridge.solvers.reference.gaussian import Gaussian, minus_log1p
+from halfbridge.solvers.reference.gaussian import Gaussian, kl_terms
 
 __all__ = ["AffineKernels", "GaussianChain"]
 
@@ -87,8 +87,11 @@ class GaussianChain:
         """KL(self || other) in nats, by the chain rule from x_0 (end = 0) or from x_N (end = -1): the same number.
 
         KL of the two laws of that end, plus the mean over this chain of the KL of each kernel. Where the chains share
-        their kernels from that end, those terms are exactly 0. ValueError for chains of another length or dimension.
+        their kernels from that end, those terms are exactly 0. ValueError for chains of another length or dimension, and
+        for any other `end`.
         """
+        if isinstance(end, bool) or end not in (0, -1):
+            raise ValueError(f"kl: `end` = {end!r} is no end of a chain; pass 0 for x_0, or -1 for x_N")
         if self.means.shape != other.means.shape:
             got, want = tuple(other.means.shape), tuple(self.means.shape)
             raise ValueError(f"kl: `other` has means of shape {got} and this chain {want}; compare chains on one grid")
@@ -97,7 +100,8 @@ class GaussianChain:
         root = torch.linalg.cholesky(its.cov)
         spread = _whitened(root, _whitened(root, mine.cov - its.cov).mT)
         mu = torch.linalg.eigvalsh((spread + spread.mT) / 2)
-        terms = torch.where(mu.abs() < 0.5, minus_log1p(mu.clamp(-0.5, 0.5)), mu - mu.log1p()).sum()
+        ratio = torch.linalg.svdvals(_whitened(root, torch.linalg.cholesky(mine.cov))).flip(-1).square()
+        terms = kl_terms(mu, ratio).sum()
         gap = mine.gain - its.gain
         drift = (gap @ means[..., None])[..., 0] + mine.offset - its.offset
         moved = _whitened(root, torch.cat([drift[..., None], gap @ torch.linalg.cholesky(covs)], -1))

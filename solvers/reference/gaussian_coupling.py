@@ -7,7 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from halfbridge.solvers.reference.gaussian import Gaussian, minus_log1p
+from halfbridge.solvers.reference.gaussian import Gaussian, kl_terms
 
 __all__ = ["GaussianCoupling", "static_coupling"]
 
@@ -50,8 +50,7 @@ class GaussianCoupling(NamedTuple):
         eigenvalues of Cov(X_1 | X_0) / variance, and half the mean square distance of their means: no term is negative.
         """
         ratio = self.left_over_eigen(1)[0] / variance
-        mu = ratio - 1
-        spread = torch.where(mu.abs() < 0.5, minus_log1p(mu.clamp(-0.5, 0.5)), mu - ratio.log())
+        spread = kl_terms(ratio - 1, ratio)
         shift = self.mean1 - alpha * self.mean0
         stretch = self.factor1 * self.rho - alpha * self.factor0
         return 0.5 * float(spread.sum() + (shift.square().sum() + stretch.square().sum()) / variance)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from numbers import Integral
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -14,6 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from halfbridge.solvers.processes import Process
+from halfbridge.solvers.reference.covariance import whole_number
 from halfbridge.solvers.reference.gaussian import Gaussian
 from halfbridge.solvers.reference.gaussian_bridge import check_ends, rank
 from halfbridge.solvers.reference.gaussian_chain import AffineKernels, GaussianChain
@@ -155,13 +155,6 @@ def chain_times(pinned: Pinned, steps: Any) -> NDArray[np.float64]:
             f"{pinned.T!r}; pass times that increase from 0 to T"
         )
     return times
-
-
-def whole_number(name: str, value: Any, otherwise: str = "") -> int:
-    """`value` as an int; ValueError unless it is a whole number of at least 1."""
-    if isinstance(value, bool) or not isinstance(value, Integral) or int(value) < 1:
-        raise ValueError(f"`{name}` = {value!r} must be a whole number, at least 1{otherwise}")
-    return int(value)
 
 
 def _with_neighbours(chains: list[GaussianChain], times: NDArray[np.float64]) -> list[IPFIterate]:

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from halfbridge.solvers.problems import SDE
 from halfbridge.solvers.processes import Process
-from halfbridge.solvers.reference.covariance import float64
+from halfbridge.solvers.reference.covariance import float64, whole_number
 from halfbridge.solvers.reference.mixture import GaussianMixture, checked_weights
 from halfbridge.solvers.reference.pinned import Pinned
 from halfbridge.solvers.reference.posterior import Isotropic
@@ -164,18 +164,18 @@ def static_bridge(
                 f"`x0` has shape {got[0]} and `x1` {got[1]}; both live in the same dimension, the second entry"
             )
         weights = (_weights("weights0", weights0, len(points[0])), _weights("weights1", weights1, len(points[1])))
-        if not tol > 0 or not max_iterations >= 1:
-            raise ValueError(
-                f"`tol` = {tol!r} and `max_iterations` = {max_iterations!r} must be positive; pass 1e-9 and 10000, say"
-            )
-        f, g, iterations = _sinkhorn(-_log_kernel(pinned, *points), *weights, tol, int(max_iterations))
+        if not isinstance(tol, (int, float)) or not tol > 0:
+            raise ValueError(f"`tol` = {tol!r} must be a positive number; pass 1e-9, say")
+        limit = whole_number("max_iterations", max_iterations, " (10000, say)")
+        f, g, iterations = _sinkhorn(-_log_kernel(pinned, *points), *weights, float(tol), limit)
         return StaticBridge(pinned, points, weights, f, g, iterations)
 
 
 def _sinkhorn(cost: Tensor, mu: Tensor, nu: Tensor, tol: float, max_iterations: int) -> tuple[Tensor, Tensor, int]:
     """(f, g, iterations): exp(f_i + g_j - cost_ij) has the marginals mu, nu."""
     ot = _pot()
-    with np.errstate(divide="ignore"):  # log 0 = -inf is right for a point of weight 0
+    # log 0 = -inf is right for a point of weight 0; POT also makes e^f and e^g, which overflow and are not used
+    with np.errstate(divide="ignore", over="ignore"):
         _, log = ot.bregman.sinkhorn_log(
             mu.numpy(), nu.numpy(), cost.numpy(), 1.0, numItermax=max_iterations, stopThr=tol, log=True, warn=False
         )
