@@ -126,8 +126,7 @@ class GaussianBridge:
         mean0, mean1, shift = self._means(x.device)
         pin, gain = self._pinned.between(0.0, t), self._pinned.step(t, self._pinned.T)[0]
         pull = ((rows - pin.start * mean0 - pin.end * mean1) @ vectors * slope) @ vectors.mT
-        drift = self.reference.drift_rate(t) * rows + self.reference.diffusion(t) ** 2 * (gain * shift + pull)
-        return drift.to(x.dtype).reshape(x.shape)
+        return self._pinned.drift(t, x, rows, gain * shift + pull)
 
     def forward_sde(self) -> SDE:
         """dX = forward_drift dt + g dW, for increasing grids in [0, T] from X_0 ~ p0."""

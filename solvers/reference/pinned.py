@@ -62,6 +62,11 @@ class Pinned:
         whole = self.step(u, self.T)[1]
         return Pin(r * w / whole, gain * v / whole, v * w / whole)
 
+    def drift(self, t: float, x: Tensor, rows: Tensor, pull: Tensor) -> Tensor:
+        """a x + g^2 pull in x's shape and dtype, from float64 `rows` (batch, d), which are x flattened, and `pull` alike."""
+        drift = self.process.drift_rate(t) * rows + self.process.diffusion(t) ** 2 * pull
+        return drift.to(x.dtype).reshape(x.shape)
+
     def time(self, t: float | Tensor) -> float:
         """t as a float; ValueError unless 0 <= t <= T."""
         time = float(t)

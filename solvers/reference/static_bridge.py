@@ -87,7 +87,7 @@ class StaticBridge:
             )
         rows = flat_rows(x, self.dim)
         aim = self._cloud1.field("data", gain * rows, 1.0, math.sqrt(w))
-        return self._drift(t, x, rows, gain / w * (aim - gain * rows))
+        return self._pinned.drift(t, x, rows, gain / w * (aim - gain * rows))
 
     def backward_drift(self, t: float, x: Tensor) -> Tensor:
         """b(t, x) = a x + g^2/v (x - alpha_t sum_i w_i x_i), w_i proportional to e^{f_i} N(x; alpha_t x_i, v I), 0 < t <= T.
@@ -103,11 +103,7 @@ class StaticBridge:
             )
         rows = flat_rows(x, self.dim)
         origin = self._cloud0.field("data", rows, alpha, math.sqrt(v))
-        return self._drift(t, x, rows, (rows - alpha * origin) / v)
-
-    def _drift(self, t: float, x: Tensor, rows: Tensor, pull: Tensor) -> Tensor:
-        drift = self.reference.drift_rate(t) * rows + self.reference.diffusion(t) ** 2 * pull
-        return drift.to(x.dtype).reshape(x.shape)
+        return self._pinned.drift(t, x, rows, (rows - alpha * origin) / v)
 
     def forward_sde(self) -> SDE:
         """dX = forward_drift dt + g dW, for increasing grids in [0, T)."""
