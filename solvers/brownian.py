@@ -111,8 +111,8 @@ class BrownianPath:
     _last: dict[Any, torch.Tensor] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
-        philox.check_seed(self.seed)
-        philox.check_first(self.first, 0)
+        object.__setattr__(self, "seed", philox.check_seed(self.seed))
+        object.__setattr__(self, "first", philox.check_first(self.first, 0))
         philox.integer("depth", self.depth, 1, 32, "pass the number of halvings of an octave, 1 to 31")
 
     def shifted(self, first: int) -> BrownianPath:

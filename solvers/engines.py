@@ -64,7 +64,9 @@ class TorchsdeNoise:
 
     def _between(self, a: float, b: float) -> torch.Tensor:
         with warnings.catch_warnings():
-            warnings.simplefilter("error")  # torchsde moves times outside its interval to the end, with a warning
+            warnings.simplefilter(
+                "error", UserWarning
+            )  # torchsde moves times outside its interval to the end, with a warning
             try:
                 return self.brownian(a, b)  # type: ignore[no-any-return]
             except UserWarning as warning:

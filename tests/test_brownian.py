@@ -206,3 +206,8 @@ def test_an_empty_batch_has_an_empty_path():
     assert BrownianPath(1)(1, 0.1, 0.7, torch.empty(0, 3)).shape == (0, 3)
     assert BrownianPath(1)(1, 0.1, 0.7, torch.empty(3, 0)).shape == (3, 0)
     assert BrownianPath(1)(1, 0.1, 0.7, torch.empty(3)).shape == (3,)
+
+
+def test_a_seed_of_numpy_is_the_number():
+    want = BrownianPath(3, first=5)(1, 0.1, 0.7, LIKE)
+    assert torch.equal(BrownianPath(np.int64(3), first=np.int64(5))(1, 0.1, 0.7, LIKE), want)

@@ -12,6 +12,8 @@ from hypothesis import strategies as st
 
 import halfbridge as hb
 from halfbridge import testing
+from halfbridge.solvers.reference.certify import PROCESSES
+from halfbridge.solvers.reference.law import gains
 
 # corrections of fixed size and s_noise other than 1 leave a bias that finer grids do not remove
 CONVERGENT = [s for s in SOLVERS if s.order and getattr(s, "s_noise", 1.0) == 1.0] + [hb.Heun(churn=2.0)]
@@ -56,6 +58,34 @@ def test_flows_of_random_mixtures_are_followed_at_the_declared_order(solver, dim
 def test_laws_on_random_mixtures_converge_at_the_declared_order(solver, data):
     process, mixture = data.draw(testing.processes(discrete=False)), data.draw(testing.mixtures(1))
     testing.assert_order(solver, process, mixture, steps=(15, 30, 60), predicts=data.draw(st.sampled_from(PREDICTIONS)))
+
+
+@pytest.mark.parametrize("process", [hb.VP(), hb.OU()], ids=repr)
+@pytest.mark.parametrize("solver", CHAINS[:4], ids=repr)
+def test_laws_on_a_mixture_in_the_plane_converge_at_the_declared_order(solver, process):
+    mixture = hb.reference.GaussianMixture([0.5, 0.3, 0.2], [[1.0, 0.3], [-0.6, 0.8], [-1.2, -0.5]], 0.2)
+    testing.assert_order(solver, process, mixture)
+
+
+@pytest.mark.parametrize("solver", [s for s in INVARIANT if s.family == "ode"], ids=repr)
+def test_kinks_of_a_discrete_process_do_not_show_in_half_log_snr(solver):
+    process = hb.DiscreteVP(np.linspace(1e-4, 0.1, 60))
+    testing.assert_order(solver, process, hb.reference.Gaussian([0.4, -0.2], [[0.8, 0.3], [0.3, 0.4]]))
+
+
+@pytest.mark.parametrize("process", [*PROCESSES, hb.Brownian(), hb.DiscreteVP(np.linspace(1e-4, 0.1, 60))], ids=repr)
+@pytest.mark.parametrize("solver", CONVERGENT, ids=repr)
+def test_the_law_is_the_same_for_every_prediction(solver, process):
+    """With the order of `test_orders` on every process, this is that order for every parametrisation."""
+    data = hb.reference.Gaussian([0.4, -0.2], [[0.8, 0.3], [0.3, 0.4]])
+    end = process.time_at(min(2.0, process.half_log_snr(process.t_min) - 0.1))
+    grid = hb.grids.half_log_snr(process, 6, t_end=end)
+    if isinstance(solver, hb.Heun) and solver.churn:
+        solver = hb.Heun(solver.churn, s_max=process.nu(process.T) / 2)
+    want, *others = (gains(hb.plan(solver, process, grid, kind), data) for kind in PREDICTIONS)
+    for other in others:
+        for a, b in zip(want, other, strict=True):
+            torch.testing.assert_close(b, a, rtol=1e-8, atol=1e-8 * float(a.abs().max()) + 1e-10)
 
 
 @pytest.mark.parametrize("process", [hb.VP(), hb.EDM(), hb.OU()], ids=repr)

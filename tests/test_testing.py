@@ -100,6 +100,26 @@ def test_assert_law_sees_another_law_with_the_same_moments():
         testing.assert_law(normal, law)
 
 
+def test_assert_law_takes_no_gaussian_for_a_mixture_of_its_moments():
+    with pytest.raises(ValueError, match="a mixture of 2, which no mean and covariance tell apart"):
+        testing.assert_law(hb.reference.Gaussian(MIXTURE.mean, MIXTURE.cov), MIXTURE)
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_assert_law_passes_samples_of_a_law_with_no_spread_along_the_diagonal(seed):
+    rows = torch.randn(3, 2, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    q = torch.linalg.qr(torch.cat([torch.ones(3, 1, dtype=torch.float64), rows], 1))[0][:, 1:]
+    law = hb.reference.Gaussian([0.3, -0.2, 0.1], (q * torch.tensor([0.7, 0.3], dtype=torch.float64)) @ q.T)
+    testing.assert_law(law.sample(2000, seed=seed), law)
+
+
+def test_a_stochastic_solver_on_a_mixture_has_its_own_grid():
+    with pytest.raises(ValueError, match="`grid` and `t_end` cannot be chosen"):
+        testing.assert_order(hb.Ancestral(), hb.VP(), MIXTURE, t_end=0.1)
+    with pytest.raises(ValueError, match=r"has dimension 3.*followed in one or two"):
+        testing.assert_order(hb.Ancestral(), hb.VP(), hb.reference.GaussianMixture([1.0], [[0.0] * 3], 0.2))
+
+
 def test_assert_law_sees_what_is_not_finite_and_too_few_samples():
     x = DATA.sample(200, seed=0)
     x[7, 1] = math.nan

@@ -8,7 +8,7 @@ fokker_planck        the law of an SDE in one or two dimensions, on a grid (node
 gaussian_bridge, gaussian_ipf, static_bridge   Schrödinger bridges: closed form, discrete IPF, Sinkhorn (pinned,
                      gaussian_coupling, gaussian_chain: their parts)
 chain_law            the law of a chain of Gaussian kernels in one dimension: solvers on nonlinear problems, without samples
-nonlinear            errors of solvers on mixtures, from flows and chain laws
+nonlinear            errors of solvers on mixtures, from flows and chain laws (plane: the chain in two dimensions)
 """
 
 from halfbridge.solvers.reference.chain_law import Chain, chain_law, chain_law_of, chain_of

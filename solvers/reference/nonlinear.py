@@ -1,7 +1,7 @@
 """Errors of solvers on mixtures, where nothing is affine: deterministic answers all the same.
 
 flow_errors    a deterministic solver's end points, against the probability flow
-chain_errors   expectations under the law that a stochastic solver makes in one dimension, against the diffused mixture's
+chain_errors   expectations under the law that a stochastic solver makes in one or two dimensions, against the diffused mixture's
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import torch
 
 from halfbridge.solvers.algebra import Evaluate
 from halfbridge.solvers.field import Field
+from halfbridge.solvers.grids import half_log_snr
 from halfbridge.solvers.plan import plan
 from halfbridge.solvers.problems import ODE
 from halfbridge.solvers.processes import Process
@@ -23,6 +24,7 @@ from halfbridge.solvers.reference.chain_law import chain_law, chain_of
 from halfbridge.solvers.reference.flows import exact_flow
 from halfbridge.solvers.reference.mixture import GaussianMixture
 from halfbridge.solvers.reference.order import default_steps, judged_on
+from halfbridge.solvers.reference.plane import plane_law
 from halfbridge.solvers.run import solve
 from halfbridge.solvers.solver import MultistepSolver, Solver
 
@@ -31,8 +33,10 @@ __all__ = ["CHAIN_STEPS", "chain_errors", "flow_errors", "has_chain", "last_time
 STARTS = 8  # points of the diffused mixture that a flow is followed from
 LAST = 3.0  # half log-SNR at which a flow ends unless it is told: sigma/alpha = 0.05
 WINDOW = (-1.0, 1.0)  # half log-SNRs between which a chain's law is followed: what it does there takes 1000 nodes
-REACH = 8.0  # standard deviations of the outermost component that the axis holds
-CHAIN_STEPS = (15, 30, 60, 120)  # that show the order there
+PLANE_WINDOW = (-1.0, 0.0)  # in two dimensions
+REACH = (8.0, 6.0)  # standard deviations of the outermost component that an axis holds, in one and in two dimensions
+SPACING = (0.5, 0.9)  # of the nodes, in standard deviations of the narrowest kernel
+CHAIN_STEPS, PLANE_STEPS = (15, 30, 60, 120), (8, 16, 32)  # that show the order there
 
 
 def mixture_errors(
@@ -47,7 +51,11 @@ def mixture_errors(
     for a solver that draws normals, else `flow_errors`, which alone takes `grid` and `t_end`."""
     field = mixture.field(process, predicts)
     if plan(solver, judged_on(solver, field), grid(process, 2, t_end=t_end)).draws:
-        return chain_errors(solver, process, mixture, predicts), CHAIN_STEPS
+        if grid is not half_log_snr or t_end is not None:
+            raise ValueError(
+                "`grid` and `t_end` cannot be chosen for a stochastic solver on a mixture, which has its own; leave them out"
+            )
+        return chain_errors(solver, process, mixture, predicts), PLANE_STEPS if mixture.dim == 2 else CHAIN_STEPS
     return flow_errors(solver, process, mixture, grid, t_end, predicts), default_steps(solver)
 
 
@@ -98,43 +106,55 @@ def flow_errors(
 def chain_errors(
     solver: Solver, process: Process, mixture: GaussianMixture, predicts: str = "noise"
 ) -> Callable[[int], torch.Tensor]:
-    """Weak errors, of u, u^2, cos(k u) and sin(k u), k = 1, 2, 3, at the end of a one-dimensional chain; u: the state in standard
-    deviations of the exact law, from its mean.
+    """Weak errors at the end of a chain in one or two dimensions: of u, u^2, cos(k u) and sin(k u), k = 1, 2, 3, for each
+    coordinate u in standard deviations of the exact law from its mean; in two also of their product and cos(u + v).
 
-    n equal steps in half log-SNR from -1 to 1 (as far as the process goes), from the exact law at the first; by
-    Chapman-Kolmogorov quadrature to 1e-8, on nodes fine enough for the steps' kernels. ValueError unless the mixture is of one
-    dimension, and where `chain_law_of` refuses the solver.
+    n equal steps in half log-SNR, in one dimension from -1 to 1, in two from -1 to 0 (as far as the process goes), from the
+    exact law at the first; by Chapman-Kolmogorov quadrature to 1e-8, on nodes fine enough for the steps' kernels. ValueError for
+    mixtures of more dimensions, and where `chain_of` refuses the solver.
     """
-    if mixture.dim != 1:
+    if mixture.dim > 2:
         raise ValueError(
-            f"the mixture has dimension {mixture.dim}: the law of a stochastic solver is followed in one; pass a 1-D mixture"
+            f"the mixture has dimension {mixture.dim}: the law of a stochastic solver is followed in one or two; "
+            "pass a mixture of as many"
         )
-    first, last = (_time_at(process, lam) for lam in WINDOW)
+    first, last = (_time_at(process, lam) for lam in (WINDOW if mixture.dim == 1 else PLANE_WINDOW))
     problem = judged_on(solver, mixture.field(process, predicts))
     assert not isinstance(problem, ODE)  # which no solver with noise integrates
     start, end = mixture.at(process, first), mixture.at(process, last)
-    ends = [float(m + s * REACH * v.sqrt()) for law in (start, end) for m, v, s in _outermost(law)]
 
     def error(n: int) -> torch.Tensor:
         lams = np.linspace(process.half_log_snr(first), process.half_log_snr(last), n + 1)
-        grid = np.array([first, *(process.time_at(float(lam)) for lam in lams[1:-1]), last])
-        chain = chain_of(solver, problem, grid)
-        at = torch.linspace(min(ends), max(ends), 9, dtype=torch.float64)[:, None]
-        kernel = min(float(variance(at).min()) for variance in chain.variances) ** 0.5
-        x = torch.linspace(
-            min(ends), max(ends), math.ceil((max(ends) - min(ends)) / (0.5 * kernel)), dtype=torch.float64
-        )
+        chain = chain_of(solver, problem, [first, *(process.time_at(float(lam)) for lam in lams[1:-1]), last])
+        at = end.mean + torch.linspace(-6.0, 6.0, 9, dtype=torch.float64)[:, None] * end.cov.diagonal().sqrt()
+        spacing = SPACING[mixture.dim - 1] * min(float(variance(at).min()) for variance in chain.variances) ** 0.5
+        axes = [_axis(start, end, i, spacing) for i in range(mixture.dim)]
+        nodes = torch.cartesian_prod(*axes).reshape(-1, mixture.dim)
+        p0 = start.log_prob(nodes).exp()
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", UserWarning)  # an unstable coarse run leaves the box: its error says so
-            density = chain_law(*chain, x, start.log_prob(x[:, None]).exp(), tol=1e-8)[-1]
-        wrong = (density - end.log_prob(x[:, None]).exp()) * float(x[1] - x[0])
-        u = (x - end.mean) / end.cov[0].sqrt()
-        return (
-            torch.stack([u, u.square(), *(wave(k * u) for k in (1, 2, 3) for wave in (torch.cos, torch.sin))]) @ wrong
-        )
+            p = (
+                chain_law(*chain, axes[0], p0, tol=1e-8)[-1]
+                if mixture.dim == 1
+                else plane_law(chain, *axes, p0.view(len(axes[0]), -1))
+            )
+        cell = math.prod(float(axis[1] - axis[0]) for axis in axes)
+        wrong = (p.reshape(-1) - end.log_prob(nodes).exp()) * cell
+        u = ((nodes - end.mean) / end.cov.diagonal().sqrt()).T
+        tests = [*u, *u.square(), *(wave(k * c) for c in u for k in (1, 2, 3) for wave in (torch.cos, torch.sin))]
+        if mixture.dim == 2:
+            tests += [u[0] * u[1], torch.cos(u[0] + u[1])]
+        return torch.stack(tests) @ wrong
 
     return error
 
 
-def _outermost(law: GaussianMixture) -> list[tuple[torch.Tensor, torch.Tensor, float]]:
-    return [(part.mean[0], part.cov[0, 0], side) for part in law.components for side in (-1.0, 1.0)]
+def _axis(start: GaussianMixture, end: GaussianMixture, i: int, spacing: float) -> torch.Tensor:
+    """Nodes that hold both laws along coordinate i."""
+    ends = [
+        float(part.mean[i] + side * REACH[start.dim - 1] * part.cov[i, i].sqrt())
+        for law in (start, end)
+        for part in law.components
+        for side in (-1.0, 1.0)
+    ]
+    return torch.linspace(min(ends), max(ends), math.ceil((max(ends) - min(ends)) / spacing) | 1, dtype=torch.float64)
