@@ -197,3 +197,10 @@ def test_solvers_that_make_no_gaussian_chain_are_refused(solver, end, message):
         chain_law_of(solver, MIXTURE.field(VP), [1.0, 0.4, end], X, density(MIXTURE.at(VP, 1.0), X), tol=0.5)
     with pytest.raises(TypeError, match="must be a Field or an SDE"):
         chain_of(hb.EulerMaruyama(), hb.ODE(lambda t, x: -x), [0.0, 1.0])
+
+
+@pytest.mark.parametrize("variances", [1.0, torch.tensor(1.0), lambda x: 1.0])
+def test_variances_that_are_no_sequence_are_named(variances):
+    x = axis(-5, 5, 51)
+    with pytest.raises(TypeError, match=r"variances = .* must hold one entry a step; pass \["):
+        chain_law(lambda k, x: x, variances, x, gaussian(x, 0.0, 1.0))

@@ -265,11 +265,37 @@ def test_a_reflecting_wall_has_the_folded_solution():
     assert l1(result.density[-1], gaussian(x, 1.0, 0.8) + gaussian(x, -1.0, 0.8), x) < 3e-4
 
 
+@pytest.mark.parametrize("jump", [lambda t: t < 1, lambda t: t <= 1], ids=["right", "left"])
+@pytest.mark.parametrize("times", [[0.0, 1.0, 2.0], [2.0, 1.0, 0.0]], ids=["up", "down"])
+def test_a_jump_on_one_of_the_times_is_passed(jump, times):
+    """Ornstein-Uhlenbeck whose g falls from 1 to 1/2 at t = 1."""
+    sign = 1.0 if times[1] > times[0] else -1.0
+    x = axis(-5, 5, 161)
+    sde = hb.SDE(lambda t, x: -sign * x, lambda t: 1.0 if jump(t) else 0.5)
+    result = fokker_planck(sde, x, gaussian(x, 1.5, 0.3), times, tol=1e-4)
+    var = 0.3
+    for g in (1.0, 0.5) if sign > 0 else (0.5, 1.0):
+        var = math.exp(-2) * var + g**2 * (1 - math.exp(-2)) / 2
+    assert float(result.mean[-1]) == pytest.approx(1.5 * math.exp(-2), abs=2e-3)
+    assert float(result.cov[-1]) == pytest.approx(var, abs=2e-3)
+
+
+def test_the_jumps_of_a_discrete_process_are_passed_unlisted():
+    process = hb.DiscreteVP([0.1, 0.3, 0.2, 0.4])
+    sde, errors = MIXTURE.field(process).reverse_sde(), []
+    for n in (81, 161):
+        x = axis(-5, 5, n)
+        result = fokker_planck(sde, x, averages(x, MIXTURE.at(process, 4.0)), [4.0, 1.5], tol=1e-4)
+        errors.append(l1(result.density[-1], averages(x, MIXTURE.at(process, 1.5)), x))
+    assert order(errors) == pytest.approx(2.0, abs=0.25)
+
+
 def test_noise_may_vanish_at_an_instant_and_drift_dominate_a_cell():
     process = hb.SubVP()
     x = axis(-5, 5, 201)
     assert process.diffusion(0.0) == 0.0
     sde = hb.SDE(lambda t, x: process.drift_rate(t) * x, process.diffusion)
-    result = fokker_planck(sde, x, averages(x, MIXTURE), [0.0, 0.4], tol=1e-4)
+    with pytest.warns(UserWarning, match="too coarse for the drift"):
+        result = fokker_planck(sde, x, averages(x, MIXTURE), [0.0, 0.4], tol=1e-4)
     assert l1(result.density[-1], averages(x, MIXTURE.at(process, 0.4)), x) < 0.05
     assert float(result.mass[-1]) == pytest.approx(float(result.mass[0]), abs=1e-12)

@@ -63,6 +63,10 @@ def chain_law(
         raise TypeError(f"drift must be callable as drift(k, x), got {type(drift).__name__}")
     if not isinstance(tol, (int, float)) or not 0.0 < tol < 1.0:
         raise ValueError(f"tol = {tol!r} must be a number in (0, 1)")
+    if not isinstance(variances, Sequence) and getattr(variances, "ndim", 0) == 0:
+        raise TypeError(
+            f"variances = {variances!r} must hold one entry a step; pass [{variances!r}] for a chain of one step"
+        )
     rows = []
     for k, variance in enumerate(variances):
         with torch.no_grad():

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -15,6 +16,7 @@ from torch import Tensor
 from halfbridge.solvers.field import Field
 from halfbridge.solvers.plan import check_grid
 from halfbridge.solvers.problems import ODE, SDE
+from halfbridge.solvers.processes import DiscreteVP
 from halfbridge.solvers.reference.fluxes import Generator, Rates, has_noise, rates
 from halfbridge.solvers.reference.implicit import Stepper
 from halfbridge.solvers.reference.nodes import Array, Nodes
@@ -23,6 +25,8 @@ __all__ = ["GridLaws", "fokker_planck"]
 
 BOUNDARIES = ("no-flux", "reflecting", "absorbing")
 EDGE = 1e-5  # density at the boundary, relative to the largest, that shows too small a box
+PECLET = 1.0  # |f| h/D, as a mean over the mass, above which the fluxes are more upwind than central
+BRIEFLY = 0.05  # share of the time during which it may be larger: noise may vanish at an instant
 
 
 @dataclass(frozen=True, eq=False)
@@ -81,14 +85,17 @@ def fokker_planck(
     x      an axis (n,) of increasing nodes, uniform or not, or a pair of axes; cells reach half way to the next node and end
            at the first and last node
     p0     the density at the nodes, (n,) or (n, m): not negative, integral 1 by the trapezoidal rule to 1e-3
-    times  float64, strictly increasing or strictly decreasing
+    times  float64, strictly increasing or strictly decreasing; put one on each jump of the drift or the diffusion (those of
+           a DiscreteVP's reverse SDE are known)
     boundary  "no-flux": nothing leaves the box, which stands for the whole space: a UserWarning tells where it is too small
            (density at the boundary above 1e-5 of the largest). "reflecting": the same, where the wall is the problem's own
            and no warning is due. "absorbing": p = 0 at the first and last nodes; the mass that has left is 1 - `.mass`.
-    tol    bound on the error of time stepping over the whole run, in L1 (twice the total variation), as estimated
+    tol    bound on the error of time stepping over the whole run, in L1 (twice the total variation), as estimated. It is
+           spread evenly over the span, whatever mass is left: long absorbing runs take many steps, so ask for less there
 
     Space: Scharfetter-Gummel (Chang-Cooper) fluxes, order 2, Ito's drift correction included; steady states without flux are
-    exact. Cells must resolve the density, and |f| h < D where there is mass: coarser ones add diffusion, up to |f| h/2.
+    exact. Cells must resolve the density, and |f| h < D where there is mass: coarser ones add diffusion, up to |f| h/2,
+    and a UserWarning tells where |f| h/D, as a mean over the mass, is above 1 for more than 5 % of the time.
     Time: TR-BDF2, order 2, adaptive, with a limiter. Never negative, and mass is conserved to 1e-12, whatever the step.
     Raises ValueError for a density, axis, time, drift or diffusion that does not fit, naming it; TypeError for a Field or ODE.
     Scharfetter and Gummel 1969; Chang and Cooper 1970; Bank et al. 1985.
@@ -121,12 +128,19 @@ def fokker_planck(
     edge, volumes = nodes.edge.ravel(), nodes.volumes.ravel()
     m = (density * nodes.volumes).ravel()
     speed = float(np.abs(generator.divergence(generator.flux(rates_at(float(grid[0])), m))).sum())
+    rates_at(float(grid[-1]))  # steps stay inside the interval, and would not see what is not finite at its end
     h = min(span, 0.1 * tol ** (1 / 3) / speed) if speed > 0.0 else span
     stepper = Stepper(generator, rates_at, tol / span, h)
     worst = (0.0, float(grid[0]), 0)
+    before, coarse, coarsest = float(grid[0]), 0.0, (0.0, 0.0)
     rows = [density]
     for start, end in zip(grid[:-1].tolist(), grid[1:].tolist(), strict=True):
-        for t, m in stepper.advance(m, start, end):  # noqa: B020
+        for t, m in _advance(stepper, m, _pieces(sde, start, end)):  # noqa: B020
+            upwinding = generator.upwinding(stepper.last, np.where(edge, 0.0, m) if boundary == "absorbing" else m)
+            if upwinding > math.tanh(PECLET / 2):
+                coarse += abs(t - before)
+                coarsest = max(coarsest, (upwinding, t))
+            before = t
             p = m / volumes
             at = int(np.argmax(np.where(edge, p, -1.0)))
             worst = max(worst, (float(p[at] / p.max()), t, at))
@@ -140,7 +154,32 @@ def fokker_planck(
             f"the end: {float(m[edge].sum()):.2g}); widen `x`, or pass boundary='reflecting' if the wall is meant",
             stacklevel=2,
         )
+    if coarse > BRIEFLY * span:
+        upwinding, t = coarsest
+        peclet = 2 * math.atanh(upwinding) if upwinding < 1.0 else math.inf
+        warnings.warn(
+            f"the cells are too coarse for the drift: |f| h/D, as a mean over the mass, is above {PECLET:g} during "
+            f"{coarse / span:.0%} of the time (up to {peclet:.3g} at t = {t:.6g}), where the scheme adds diffusion, up to "
+            "|f| h/2; pass more nodes, or end `times` before the noise vanishes",
+            stacklevel=2,
+        )
     return _laws(nodes, grid, rows, stepper.taken)
+
+
+def _pieces(sde: SDE, start: float, end: float) -> list[float]:
+    """start, end and the jumps of the coefficients between: a DiscreteVP has one at each integer."""
+    if not isinstance(sde.process, DiscreteVP):
+        return [start, end]
+    low, high = sorted((start, end))
+    jumps = [float(k) for k in range(math.floor(low) + 1, math.ceil(high))]
+    return [start, *(jumps if start < end else reversed(jumps)), end]
+
+
+def _advance(stepper: Stepper, m: Array, times: list[float]) -> Iterator[tuple[float, Array]]:
+    """The stepper's steps from the first of `times` to the last, by way of the others."""
+    for start, end in pairwise(times):
+        for t, m in stepper.advance(m, start, end):  # noqa: B020
+            yield t, m
 
 
 def _laws(nodes: Nodes, times: Array, rows: list[Array], steps: int) -> GridLaws:
@@ -171,10 +210,10 @@ def _checked_times(sde: SDE, times: Any) -> Array:
 
 
 def _check_noise(sde: SDE, nodes: Nodes, grid: Array) -> None:
-    """ValueError for an SDE without noise, judged at three times of the first interval (g may vanish at one)."""
-    start, end = grid[:2].tolist()
-    if not any(has_noise(sde, nodes, t) for t in (start, 0.63 * start + 0.37 * end, end)):
-        raise ValueError(
-            f"the diffusion of `sde` is 0 between t = {start:.6g} and {end:.6g}: this is transport without diffusion, which a "
-            "grid would smear by |f| h/2; solve it from samples as an ODE"
-        )
+    """ValueError where an interval has no noise, judged at three times (g may vanish at one)."""
+    for start, end in zip(grid[:-1].tolist(), grid[1:].tolist(), strict=True):
+        if not any(has_noise(sde, nodes, start + share * (end - start)) for share in (1e-12, 0.37, 1 - 1e-12)):
+            raise ValueError(
+                f"the diffusion of `sde` is 0 between t = {start:.6g} and {end:.6g}: this is transport without diffusion, which "
+                "a grid would smear by |f| h/2; solve it from samples as an ODE"
+            )

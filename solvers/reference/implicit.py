@@ -40,16 +40,25 @@ class Stepper:
     """
 
     def __init__(self, generator: Generator, rates_at: Callable[[float], Rates], tol: float, h: float) -> None:
-        """tol: bound on the local error per unit time, in L1. h: size of the first step to try."""
+        """tol: bound on the local error per unit time, in L1. h: size of the first step to try.
+
+        `taken` counts the accepted steps, `last` is the rates at the end of the last one.
+        """
         self.generator, self.rates_at, self.tol, self.h = generator, rates_at, tol, h
         self.taken = 0
+        self.last: Rates
+        self._inside = (-math.inf, math.inf)
         self._solvers: list[tuple[float, Rates, Any]] = []
 
     def advance(self, m: Array, start: float, end: float) -> Iterator[tuple[float, Array]]:
         """(time, masses) after each accepted step from `start` to `end` exactly. Steps keep their size where they can, so
-        that factors of constant rates serve again. RuntimeError where they would vanish.
+        that factors of constant rates serve again. RuntimeError where they would vanish. Rates are taken inside the interval
+        only (by 1e-12 of it), so that a jump at `start` or `end` belongs to one side.
         """
         direction = math.copysign(1.0, end - start)
+        inset = direction * max(1e-12 * abs(end - start), math.ulp(max(abs(start), abs(end))))
+        low, high = sorted((start + inset, end - inset))
+        self._inside = (low, high)
         t = start
         while t != end:
             n = math.ceil(abs(end - t) / self.h - 1e-9)
@@ -75,7 +84,9 @@ class Stepper:
     def step(self, m: Array, t: float, h: float) -> Step:
         """One step of |h| from t to t + h (h < 0 where times decrease)."""
         a, size = self.generator, abs(h)
-        r0, r1, r2 = self.rates_at(t), self.rates_at(t + GAMMA * h), self.rates_at(t + h)
+        first, last = self._inside
+        r0, r1, r2 = (self.rates_at(min(max(s, first), last)) for s in (t, t + GAMMA * h, t + h))
+        self.last = r2
         z0 = size * a.divergence(a.flux(r0, m))
         m1 = self._solve(r1, D * size, m + D * z0)
         z1 = (m1 - m) / D - z0
