@@ -133,11 +133,10 @@ def chain_errors(
         p0 = start.log_prob(nodes).exp()
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", UserWarning)  # an unstable coarse run leaves the box: its error says so
-            p = (
-                chain_law(*chain, axes[0], p0, tol=1e-8)[-1]
-                if mixture.dim == 1
-                else plane_law(chain, *axes, p0.view(len(axes[0]), -1))
-            )
+            if mixture.dim == 1:
+                p = chain_law(*chain, axes[0], p0, tol=1e-8)[-1]
+            else:
+                p = plane_law(chain, axes[0], axes[1], p0.view(len(axes[0]), -1))
         cell = math.prod(float(axis[1] - axis[0]) for axis in axes)
         wrong = (p.reshape(-1) - end.log_prob(nodes).exp()) * cell
         u = ((nodes - end.mean) / end.cov.diagonal().sqrt()).T
