@@ -69,16 +69,22 @@ class Hutchinson:
 
 @dataclass(frozen=True)
 class HutchPP:
-    """Hutch++ (Meyer, Musco, Musco and Woodruff 2021), with `probes` products with the Jacobian J in all, at least 3.
+    """Hutch++ (Meyer, Musco, Musco and Woodruff 2021) about a multiple of the identity, with `probes` products with the
+    Jacobian J in all, at least 3. Of them k = (probes - 1) // 3 are J S of random vectors S, and with Q an orthonormal basis of
+    S, J S and one more random vector, whose part q orthogonal to the others gives c = q^T J q, the estimate is
 
-    k = probes // 3 products J s_j sketch the range of J; with Q an orthonormal basis of them, k products J Q give the trace
-    on it exactly, and the other probes - 2k estimate the rest as Hutchinson does, with g - Q Q^T g in place of g:
+        tr Q^T J Q + c (d - 2k - 1) + mean_g h^T (J - c I) h,   h = g - Q Q^T g,   over probes - 2k - 1 vectors g.
 
-        tr Q^T J Q + mean_g (g - Q Q^T g)^T J (g - Q Q^T g)
+    Unbiased, as E h h^T = I - Q Q^T given Q and c; exact where J is any multiple of the identity plus a matrix of rank k or
+    less. The paper has Q of J S alone and c = 0: its length |h|^2 is random, an error of about sqrt(k) times the identity's
+    multiple, which rules for Jacobians of scores. S in Q makes the basis that of J - c I for any c; J S serves twice.
+    Its error falls with 1/k instead of 1/sqrt(k) for positive semi-definite J, and may fall no faster where eigenvalues of
+    both signs cancel; where J has neither few large eigenvalues nor a multiple of I, the products spent on Q are lost, and
+    `Hutchinson` with signs, exact on any diagonal, is the better choice. std_error rests on the terms of g alone, 3 for 6
+    probes: its square is unbiased, but of few terms it is often far too small; take 9 or more where it matters.
 
-    Unbiased, exact where J has rank k or less; its error falls with 1/k instead of 1/sqrt(k) for positive semi-definite J,
-    and may fall no faster where eigenvalues of both signs cancel. Q is a constant for gradients: the expectation does not
-    depend on it, so they are unbiased too. Where `probes` is at least the dimension of a sample, that many products give
+    Q is a constant for gradients, c is not: the expectation depends on neither, so they are unbiased, and those of c are
+    what makes them exact where the trace is. Where `probes` is at least the dimension of a sample, that many products give
     the exact trace, which is returned instead. kind, seed, mode: as in `Hutchinson`, with J^T for J in reverse mode.
     """
 
@@ -88,25 +94,22 @@ class HutchPP:
     mode: Mode = "reverse"
 
     def __post_init__(self) -> None:
-        check_method(self, 3, "one product sketches the range, one gives the trace there, one probes the rest")
+        check_method(self, 3, "one product gives the multiple of the identity, the others sketch and probe the rest")
 
     def count(self, d: int) -> int:
         """How many terms a sample of d elements has."""
-        return 1 if self.probes >= d else self.probes - 2 * (self.probes // 3)
+        return 1 if self.probes >= d else self.probes - 2 * ((self.probes - 1) // 3) - 1
 
     def terms(self, jacobian: Jacobian, draws: range, first: int) -> torch.Tensor:
-        """tr Q^T J Q plus the form of each g, (probes - 2k, batch) float64: given Q, independent estimates of the trace.
+        """The estimate by each g, (probes - 2k - 1, batch) float64: given Q and c, independent estimates of the trace.
 
-        One product for each of `draws`; one row, the exact trace, from d draws on. Vectors are columns, in float64.
+        Of `draws`, the first k are S, the next the vector of c, the last those of g; k between have no vector. One row, the
+        exact trace, from d draws on. Vectors are columns, in float64.
         """
-        x, k = jacobian.x, len(draws) // 3
+        x, k = jacobian.x, (len(draws) - 1) // 3
         d = math.prod(x.shape[1:])
         if self.probes >= d:
             return exact_trace(jacobian)[None]
-        s, g = (
-            probe_block(x.shape, self.seed, part, first, self.kind, x.dtype, x.device)
-            for part in (draws[:k], draws[2 * k :])
-        )
 
         def columns(vectors: torch.Tensor) -> torch.Tensor:  # (vectors, batch, *shape) -> (batch, d, vectors)
             return vectors.reshape(len(vectors), len(x), d).permute(1, 2, 0).double()
@@ -114,13 +117,25 @@ class HutchPP:
         def rounded(wide: torch.Tensor) -> torch.Tensor:  # and back, in the dtype of x
             return wide.permute(2, 0, 1).reshape(wide.shape[2], *x.shape).to(x.dtype)
 
-        basis = rounded(torch.linalg.qr(columns(jacobian.products(s, constant=True)))[0])
-        q = columns(basis)  # orthonormal but for the rounding, which the dual basis undoes
+        def probes(part: range) -> torch.Tensor:
+            return columns(probe_block(x.shape, self.seed, part, first, self.kind, x.dtype, x.device))
+
+        sketch, g = probes(draws[: k + 1]), probes(draws[2 * k + 1 :])
+        bases, products = [], []
+        if k:
+            bases.append(rounded(torch.linalg.qr(sketch[..., :k])[0]))
+            products.append(jacobian.products(bases[0]))
+            sketch = torch.cat([columns(bases[0]), columns(products[0].detach()), sketch[..., k:]], 2)
+        bases.append(rounded(torch.linalg.qr(sketch)[0][..., k:]))  # of Householder: orthonormal whatever the rank
+        products.append(jacobian.products(bases[-1]))
+        q = columns(torch.cat(bases))  # orthonormal but for the rounding, which the dual basis undoes
         dual = torch.linalg.solve(q.mT @ q, q.mT)
-        rest = rounded(columns(g) - q @ (dual @ columns(g)))
-        within = summed((dual.mT * columns(jacobian.products(basis))).flatten(1))
-        dots = summed((columns(rest) * columns(jacobian.products(rest))).mT.reshape(-1, d)).view(len(x), len(g)).T
-        return within + dots
+        entries = dual.mT * columns(torch.cat(products))
+        c = summed(entries[..., -1])
+        h = rounded(g - q @ (dual @ g))
+        deviations = columns(jacobian.products(h)) - c[:, None, None] * columns(h)
+        dots = summed((columns(h) * deviations).mT.reshape(-1, d)).view(len(x), g.shape[2]).T
+        return summed(entries.flatten(1)) + c * (d - 2 * k - 1) + dots
 
 
 def divergence(

@@ -59,7 +59,7 @@ class Jacobian(ABC):
                 return self._together(v, constant)
             except RuntimeError:  # what is wrong with f itself shows again below
                 self.vectorised = False
-        return torch.stack([self._one(w, constant) for w in v])
+        return torch.stack([self._one(w.clone(), constant) for w in v])  # no view: f may try to write to it
 
     @abstractmethod
     def _one(self, v: torch.Tensor, constant: bool) -> torch.Tensor: ...

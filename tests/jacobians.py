@@ -47,3 +47,16 @@ def probes(method: Any, x: Tensor, draw: int = 0, first: int = 0) -> Tensor:
             for k in range(method.probes)
         ]
     )
+
+
+def hutch_pp(method: HutchPP, m: Tensor, v: Tensor) -> Tensor:
+    """The documented terms (terms, batch) for Jacobians m (batch, d, d) and draws v (probes, batch, d); Q is detached."""
+    k, v = (method.probes - 1) // 3, v.permute(1, 2, 0)
+    m = m.mT if method.mode == "reverse" else m
+    s = v[..., :k]
+    q = torch.linalg.qr(torch.cat([s, m.detach() @ s, v[..., k : k + 1]], 2)).Q
+    g = v[..., 2 * k + 1 :]
+    h = g - q @ (q.mT @ g)
+    c = (q[..., -1:] * (m @ q[..., -1:])).sum((1, 2))
+    rest = (h * (m @ h - c[:, None, None] * h)).sum(1).T
+    return (q * (m @ q)).sum((1, 2)) + c * (m.shape[1] - 2 * k - 1) + rest
