@@ -56,7 +56,9 @@ def elbo(
     x0          (batch, *shape). The field is evaluated in x0's dtype; sums are float64
     prior       a law with log_prob(x), called with float64 x; default N(0, prior_std^2 I)
     divergence  None: the denoising form, with the noise that made X_t in place of the divergence. "exact", hb.Hutchinson,
-                hb.HutchPP: the score-matching form, with fresh probes at each evaluation. Same bound, similar noise
+                hb.HutchPP: the score-matching form, with fresh probes at each evaluation. Same bound, similar noise, but
+                skewed upwards: 3.7 % of estimates for a 2-D mixture under VE exceeded log p by 3 std_error, where a normal
+                law has 0.13 %. The denoising form is skewed downwards: take it where a bound is meant
     samples     draws of (t, z), each evaluated at z and -z: nfe = 2 samples, and half as much again to reconstruct. The times
                 are stratified, uniform in half log-SNR: density g^2/sigma^2, where both integrands, centred as here, are of
                 one size over all scales of the data (g^2 for the score-matching form misses what is finer than 1). z
@@ -85,6 +87,9 @@ def elbo(
     )
     bound.from_data = reconstruct
     check_prior(prior, field.process, field.process.T, x0)
+    if len(x0) == 0:
+        none = x0.new_zeros(0, dtype=torch.float64)
+        return Likelihood(none, none, 0)
     integral, variance = bound.integral(samples)
     end, end_variance = bound.end(prior, samples)
     start, start_variance = bound.start(samples)

@@ -57,10 +57,11 @@ def log_likelihood(
 
     x0          (batch, *shape). The field is evaluated in x0's dtype; states and sums are float64
     divergence  "exact": d backward passes an evaluation. hb.Hutchinson, hb.HutchPP: unbiased, with probes that stay the
-                same along the path (Grathwohl et al. 2019) and belong to a sample's global index; each probe's integral
+                same along the path (Grathwohl et al. 2019) and belong to a sample's global index; each term's integral
                 is kept, and std_error is their spread
     prior       a law with log_prob(x), called with float64 x (batch, *shape); default N(0, prior_std^2 I), from which
-                samples are drawn. The mean gap to the exact law of x_T over data is KL(p_T || prior): see `latent`
+                samples are drawn. Its gap to the exact law p_T of x_T is KL(p_T || prior), the mean over data of
+                p_T.log_prob(x) - prior.log_prob(x) at x = found.latent, where p_T = data.at(process, process.T) is known
     solver      "dopri5" or "dopri8" (torchdiffeq), to rtol and atol for x/sqrt(alpha^2 + sigma^2) and log p of every
                 sample; steps are common to the batch, so results depend on it within the tolerances. Or one of our
                 solvers, deterministic, with a `grid`: log p to the solver's order, and independent of the batch. Those
@@ -92,7 +93,8 @@ def log_likelihood(
     check_prior(prior, process, times[-1], x0)
     flow = DensityFlow(field, x0, divergence, first)
     if len(x0) == 0:
-        return Likelihood(x0.new_zeros(0, dtype=torch.float64), None, 0, x0.double())
+        none = x0.new_zeros(0, dtype=torch.float64)
+        return Likelihood(none, none if flow.count > 1 else None, 0, x0.double())
     x = x0.double().reshape(len(x0), -1)
     if isinstance(solver, Solver):
         end, integral = flow.on_grid(solver, times, x)

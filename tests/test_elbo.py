@@ -238,4 +238,6 @@ def test_bad_input_is_named(name):
 
 
 def test_no_samples_have_no_bounds():
-    assert elbo(FIELD, X[:0]).log_prob.shape == (0,)
+    found = elbo(FIELD, X[:0])
+    assert found.log_prob.shape == found.std_error.shape == (0,)  # type: ignore[union-attr]
+    assert found.nfe == 0

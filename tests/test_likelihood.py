@@ -154,6 +154,15 @@ def test_estimates_are_unbiased_and_their_error_is_honest(method):
     assert torch.allclose(log_likelihood(data.field(P), x, HutchPP(6), **run).log_prob, exact, atol=1e-9)
 
 
+def test_hutch_pp_is_exact_along_the_flow_of_two_narrow_modes():
+    """The Jacobian is a multiple of the identity, of about the dimension's size, plus a matrix of rank 1."""
+    data = mixture(16)
+    x = data.sample(1, seed=0)
+    run: Any = {"solver": hb.DPMSolver(2), "grid": hb.grids.half_log_snr(P, 6)}
+    found = log_likelihood(data.field(P), x.expand(20, -1), HutchPP(6), **run)
+    assert torch.allclose(found.log_prob, log_likelihood(data.field(P), x, **run).log_prob, rtol=0, atol=1e-9)
+
+
 @pytest.mark.parametrize("divergence", ["exact", Hutchinson(3), HutchPP(5)], ids=str)
 @pytest.mark.parametrize("dtype", [F64, torch.float32, torch.bfloat16])
 def test_on_a_grid_a_sample_knows_nothing_of_its_batch(divergence: Any, dtype):
@@ -283,6 +292,10 @@ def test_zero_probes_are_refused():
 
 def test_no_samples_have_no_likelihoods():
     assert log_likelihood(FIELD, X[:0]).log_prob.shape == (0,)
+    for method, kept in (("exact", False), (Hutchinson(1), False), (Hutchinson(8), True)):
+        error = log_likelihood(FIELD, X[:0], method).std_error
+        assert (error is not None) == kept
+        assert error is None or error.shape == (0,)
     assert log_likelihood(FIELD, X[:0], solver=hb.Heun(), grid=GRID).log_prob.shape == (0,)
 
 
