@@ -45,27 +45,27 @@ class Jacobian(ABC):
         check_result(value, x)
         return value
 
-    def products(self, v: torch.Tensor, constant: bool = False) -> torch.Tensor:
-        """J v (forward) or J^T v (reverse) for v of shape (vectors, batch, *shape); constant: not differentiable.
+    def products(self, v: torch.Tensor) -> torch.Tensor:
+        """J v (forward) or J^T v (reverse) for v of shape (vectors, batch, *shape).
 
         Several vectors are done at once by torch's vmap. What it cannot do (custom autograd functions without a rule for
         it, data-dependent control flow) is done vector by vector, with the same result up to rounding.
         """
-        return torch.cat([self._some(part, constant) for part in torch.split(v, self.width)])
+        return torch.cat([self._some(part) for part in torch.split(v, self.width)])
 
-    def _some(self, v: torch.Tensor, constant: bool) -> torch.Tensor:
+    def _some(self, v: torch.Tensor) -> torch.Tensor:
         if len(v) > 1 and self.vectorised:
             try:
-                return self._together(v, constant)
+                return self._together(v)
             except RuntimeError:  # what is wrong with f itself shows again below
                 self.vectorised = False
-        return torch.stack([self._one(w.clone(), constant) for w in v])  # no view: f may try to write to it
+        return torch.stack([self._one(w.clone()) for w in v])  # no view: f may try to write to it
 
     @abstractmethod
-    def _one(self, v: torch.Tensor, constant: bool) -> torch.Tensor: ...
+    def _one(self, v: torch.Tensor) -> torch.Tensor: ...
 
     @abstractmethod
-    def _together(self, v: torch.Tensor, constant: bool) -> torch.Tensor: ...
+    def _together(self, v: torch.Tensor) -> torch.Tensor: ...
 
 
 class Reverse(Jacobian):
@@ -93,16 +93,15 @@ class Reverse(Jacobian):
     def value(self) -> torch.Tensor:
         return self._value if self.recorded else self._value.detach()
 
-    def _one(self, v: torch.Tensor, constant: bool) -> torch.Tensor:
-        return self._pull(v, constant)
+    def _one(self, v: torch.Tensor) -> torch.Tensor:
+        return self._pull(v)
 
-    def _together(self, v: torch.Tensor, constant: bool) -> torch.Tensor:
-        return self._pull(v, constant, is_grads_batched=True)
+    def _together(self, v: torch.Tensor) -> torch.Tensor:
+        return self._pull(v, is_grads_batched=True)
 
-    def _pull(self, v: torch.Tensor, constant: bool, **options: bool) -> torch.Tensor:
-        graph = self.recorded and not constant
+    def _pull(self, v: torch.Tensor, **options: bool) -> torch.Tensor:
         (product,) = torch.autograd.grad(
-            self._value, self.x, v, retain_graph=True, create_graph=graph, allow_unused=True, **options
+            self._value, self.x, v, retain_graph=True, create_graph=self.recorded, allow_unused=True, **options
         )
         if product is None:
             raise ValueError(CONSTANT)
@@ -121,23 +120,22 @@ class Forward(Jacobian):
     def value(self) -> torch.Tensor:
         return self.evaluated(self.x) if self._value is None else self._value
 
-    def _one(self, v: torch.Tensor, constant: bool) -> torch.Tensor:
-        return self._push(self._dual, v, constant)
+    def _one(self, v: torch.Tensor) -> torch.Tensor:
+        return self._push(self._dual, v)
 
-    def _together(self, v: torch.Tensor, constant: bool) -> torch.Tensor:
+    def _together(self, v: torch.Tensor) -> torch.Tensor:
         def run(v: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
             values, products = torch.func.vmap(self._dual)(v)
             return values[0], products  # the values are one, expanded
 
-        return self._push(run, v, constant)
+        return self._push(run, v)
 
     def _dual(self, v: torch.Tensor) -> Any:
         return torch.func.jvp(self.evaluated, (self.x,), (v,), strict=True)
 
-    def _push(self, run: Callable[[torch.Tensor], Any], v: torch.Tensor, constant: bool) -> torch.Tensor:
+    def _push(self, run: Callable[[torch.Tensor], Any], v: torch.Tensor) -> torch.Tensor:
         try:
-            with torch.set_grad_enabled(torch.is_grad_enabled() and not constant):
-                value, product = run(v)
+            value, product = run(v)
         except NotImplementedError as error:
             raise RuntimeError(f'`f` has no forward mode, pass mode="reverse": {error}') from error
         except RuntimeError as error:
