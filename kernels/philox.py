@@ -38,13 +38,18 @@ def words(
 
     With blocks of shape (1, m) and the others (rows, 1), the first round works on vectors only.
     """
-    return philox(blocks, draws, *samples, seed & MASK, seed >> 32)
+    return philox(blocks, draws, *samples, *halves(seed))
 
 
 def sample_words(first: int, offsets: Any) -> tuple[Any, Any]:
     """Low and high words of the global sample indices first + offsets, int64 offsets (tensor or array) in [0, 2^32)."""
     low = offsets + (first & MASK)
     return low & MASK, (low >> 32) + (first >> 32)
+
+
+def halves(number: int) -> tuple[int, int]:
+    """Low and high 32 bits."""
+    return number & MASK, number >> 32
 
 
 def integer(name: str, value: object, low: int, high: int, remedy: str) -> int:

@@ -80,7 +80,7 @@ def nodes(at: Place, depth: int) -> list[tuple[int, float]]:
 @functools.lru_cache(maxsize=4096)
 def key_of(seed: int, side: int, octave: int) -> int:
     """The generator's key in an octave: the first two words of the counter (octave, side, TAG) under the seed."""
-    low, high, _, _ = philox.philox(octave & philox.MASK, side, *TAG, seed & philox.MASK, seed >> 32)
+    low, high, _, _ = philox.philox(octave & philox.MASK, side, *TAG, *philox.halves(seed))
     return int(low | high << 32)
 
 

@@ -9,10 +9,10 @@ from typing import Any
 import torch
 
 from halfbridge.kernels.philox import check_first, check_seed, sample_words, words
+from halfbridge.solvers.draws import DEQUANTISE
 
 __all__ = ["bits_per_dim", "dequantise"]
 
-DRAW = 2**32 - 2  # of the uniform numbers: a run of so many normals never comes to it
 ROWS = 1 << 18  # elements at once: a dozen int64 vectors of 2 MiB
 
 
@@ -82,7 +82,7 @@ def _uniform(rows: torch.Tensor, seed: int, first: int) -> torch.Tensor:
     """(w + 0.5)/2^32 like `rows` (batch, n), float64: w0 .. w3 of counter j for the elements 4 j .. 4 j + 3."""
     n, device = rows.shape[1], rows.device
     block = torch.arange(-(-n // 4), device=device)[None]
-    draw = torch.full((1, 1), DRAW, dtype=torch.int64, device=device)
+    draw = torch.full((1, 1), DEQUANTISE, dtype=torch.int64, device=device)
     samples = sample_words(first, torch.arange(len(rows), device=device)[:, None])
     found = torch.stack(words(block, draw, samples, seed), dim=-1).flatten(1)[:, :n]
     return (found.double() + 0.5) / 2.0**32

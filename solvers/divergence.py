@@ -14,13 +14,13 @@ from halfbridge.kernels.hutchinson_dot import dot_block
 from halfbridge.kernels.hutchinson_probe import Kind, check_kind, probe_block
 from halfbridge.kernels.philox import check_draw, check_first, check_seed
 from halfbridge.kernels.sums import sum_by_halves
+from halfbridge.solvers.draws import PROBES
 from halfbridge.solvers.jacobian import Forward, Jacobian, Reverse, check_argument
 
 __all__ = ["Divergence", "HutchPP", "Hutchinson", "divergence"]
 
 Mode = Literal["reverse", "forward"]
 MODES: dict[str, type[Jacobian]] = {"reverse": Reverse, "forward": Forward}
-FIRST_DRAW = 1 << 31  # draws of probes: far above those of a run, so that a run and its likelihood may share a seed
 
 
 class Divergence(NamedTuple):
@@ -210,11 +210,11 @@ def check_divergence(method: object, name: str = "method") -> None:
 
 def draws_of(draw: int, probes: int) -> range:
     """Draw indices of the probes of one call; different `draw`s share none."""
-    base = FIRST_DRAW + draw * probes
+    base = PROBES + draw * probes
     if base + probes > 1 << 32:
         raise ValueError(
             f"`draw` = {draw} with {probes} probes ends beyond the last draw index 2**32 - 1; "
-            f"pass a draw below {FIRST_DRAW // probes}"
+            f"pass a draw below {PROBES // probes}"
         )
     return range(base, base + probes)
 

@@ -22,14 +22,13 @@ from halfbridge.kernels.arguments import accumulation
 from halfbridge.kernels.philox import check_first, check_seed, words
 from halfbridge.solvers.density_flow import DensityFlow, log_spread
 from halfbridge.solvers.divergence import Hutchinson, HutchPP, check_divergence, mean_and_error, summed
+from halfbridge.solvers.draws import BOUND, TIMES
 from halfbridge.solvers.field import Field
 from halfbridge.solvers.likelihood import Likelihood, check_points, check_start
 from halfbridge.solvers.prior import check_prior, normal_log_prob, prior_log_prob
 
 __all__ = ["elbo"]
 
-FIRST_DRAW = 3 << 30  # of the normals here: above those of runs and, for all but 2^30 of them, of probes
-TIMES_DRAW = 2**32 - 3  # of the uniform numbers that place the times
 MAX_SAMPLES = 1 << 24
 
 
@@ -83,9 +82,14 @@ def elbo(
     if not isinstance(reconstruct, bool):
         raise ValueError(f"reconstruct = {reconstruct!r} must be True (x0 is data) or False (x0 is a point at t_min)")
     bound = _Bound(
-        field, x0, check_first(first, len(x0)), check_seed(seed), divergence, check_start(field.process, t_min)
+        field,
+        x0,
+        check_first(first, len(x0)),
+        check_seed(seed),
+        divergence,
+        check_start(field.process, t_min),
+        reconstruct,
     )
-    bound.from_data = reconstruct
     check_prior(prior, field.process, field.process.T, x0)
     if len(x0) == 0:
         none = x0.new_zeros(0, dtype=torch.float64)
@@ -101,18 +105,18 @@ def elbo(
 class _Bound:
     """The three parts of the bound, each with the variance of its estimate, (batch,) float64."""
 
-    from_data = False
-
-    def __init__(self, field: Field, x0: torch.Tensor, first: int, seed: int, method: Any, t_min: float) -> None:
+    def __init__(
+        self, field: Field, x0: torch.Tensor, first: int, seed: int, method: Any, t_min: float, from_data: bool
+    ) -> None:
         self.process, self.x0, self.seed, self.first, self.method = field.process, x0, seed, first, method
-        self.t_min, self.draws = t_min, 0
+        self.t_min, self.from_data, self.draws = t_min, from_data, 0
         self.flow = DensityFlow(field, x0, method, first)
         self.x = x0.double().reshape(len(x0), self.flow.d)
 
     def normal(self) -> torch.Tensor:
         """The next z, (batch, d) float64."""
         dtype = accumulation(self.x0.dtype)
-        z = normal(self.x0.shape, self.seed, FIRST_DRAW + self.draws, self.first, dtype=dtype, device=self.x0.device)
+        z = normal(self.x0.shape, self.seed, BOUND + self.draws, self.first, dtype=dtype, device=self.x0.device)
         self.draws += 1
         return z.double().reshape(self.x.shape)
 
@@ -200,4 +204,4 @@ class _Bound:
     def uniforms(self, n: int) -> list[float]:
         """n numbers in (0, 1), from the words of one counter each."""
         block, zero = torch.arange(n, device="cpu"), torch.zeros((), dtype=torch.int64, device="cpu")
-        return [(w + 0.5) / 2.0**32 for w in words(block, zero + TIMES_DRAW, (zero, zero), self.seed)[0].tolist()]
+        return [(w + 0.5) / 2.0**32 for w in words(block, zero + TIMES, (zero, zero), self.seed)[0].tolist()]

@@ -10,26 +10,33 @@ import torch
 from halfbridge.solvers.divergence import summed
 from halfbridge.solvers.processes import Brownian, Process
 
-__all__ = ["check_prior", "normal_log_prob", "prior_log_prob"]
+__all__ = ["check_prior", "misplaced", "normal_log_prob", "prior_log_prob"]
 
 
 def check_prior(prior: Any, process: Process, t: float, x: torch.Tensor) -> None:
     """Raise unless `prior` has a density for states like `x` at time t, where the run ends; before anything is spent."""
     if prior is None:
-        if isinstance(process, Brownian):
-            raise ValueError(
-                "prior = None, but Brownian motion has no stationary prior; pass one, e.g. hb.reference.Gaussian"
-            )
-        if t != process.T:
-            raise ValueError(
-                f"the run ends at t = {t:.6g} but the prior N(0, {process.prior_std:.6g}^2 I) is the law at T = "
-                f"{process.T:.6g}; pass prior= for the law at {t:.6g}"
-            )
+        if wrong := misplaced(process, t):
+            raise ValueError(f"the run ends at {wrong}")
     elif not callable(getattr(prior, "log_prob", None)):
         raise TypeError(f"prior must be a law with log_prob(x), such as hb.reference.Gaussian, got {prior!r}")
     else:
         with torch.no_grad():
             prior_log_prob(prior, process, x.detach().double())
+
+
+def misplaced(process: Process, t: float) -> str:
+    """What is wrong with N(0, prior_std^2 I) as the law at time t, empty at T. ValueError for a process that has none."""
+    if isinstance(process, Brownian):
+        raise ValueError(
+            "prior = None, but Brownian motion has no stationary prior; pass one, e.g. hb.reference.Gaussian"
+        )
+    if t == process.T:
+        return ""
+    return (
+        f"t = {t:.6g} but the prior N(0, {process.prior_std:.6g}^2 I) is the law at T = {process.T:.6g}; pass prior= for "
+        f"the law at {t:.6g}"
+    )
 
 
 def prior_log_prob(prior: Any, process: Process, x: torch.Tensor) -> torch.Tensor:

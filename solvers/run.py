@@ -18,8 +18,8 @@ from halfbridge.solvers.field import Field
 from halfbridge.solvers.noise import check_first, check_seed, prior_normal
 from halfbridge.solvers.past import map_past
 from halfbridge.solvers.plan import Plan, check_grid, trace
+from halfbridge.solvers.prior import misplaced
 from halfbridge.solvers.problems import ODE, SDE, Problem
-from halfbridge.solvers.processes import Brownian
 from halfbridge.solvers.runner import NonFiniteError, State, check_state, execute, execute_on_tensors
 from halfbridge.solvers.solver import Solver
 
@@ -167,16 +167,8 @@ def sample(
 def _start(field: Field, t: float, like: torch.Tensor, seed: Any, first: int, prior: Any) -> torch.Tensor:
     process = field.process
     if prior is None:
-        if isinstance(process, Brownian):
-            raise ValueError(
-                "prior = None, but Brownian motion has no stationary prior; pass one, e.g. hb.reference.Gaussian"
-            )
-        if t != process.T:
-            warnings.warn(
-                f"the grid starts at t = {t:.6g} but the prior N(0, {process.prior_std:.6g}^2 I) is the law at T = "
-                f"{process.T:.6g}; pass prior= for the law at {t:.6g}",
-                stacklevel=3,
-            )
+        if wrong := misplaced(process, t):
+            warnings.warn(f"the grid starts at {wrong}", stacklevel=3)
         return process.prior_std * prior_normal(seed, t, like, first)
     if isinstance(seed, BrownianPath):
         seed, first = seed.seed, seed.first + first

@@ -44,6 +44,7 @@ from halfbridge.solvers.processes import (
     Process,
     SubVP,
 )  # fmt: skip
+from halfbridge.solvers.reference.certify import SLACK
 from halfbridge.solvers.reference.gaussian import Gaussian
 from halfbridge.solvers.reference.mixture import GaussianMixture
 from halfbridge.solvers.reference.nonlinear import mixture_errors
@@ -54,8 +55,6 @@ from halfbridge.solvers.solver import Solver
 __all__ = [
     "assert_batch_invariant", "assert_law", "assert_order", "gaussians", "grids", "mixtures", "processes",
 ]  # fmt: skip
-
-SLACK = 0.15  # by which an observed order may fall short of the declared one
 
 
 def processes(*, discrete: bool = True) -> st.SearchStrategy[Process]:

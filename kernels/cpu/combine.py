@@ -262,11 +262,6 @@ def add_up(out: Tensor, addresses: list[int], coefficients: Sequence[float], noi
     if noise is None:
         share(lambda begin, end: run(begin, end, *rest), n, THREAD_SHARE // (out.itemsize * (count + 1)))
         return
-    row, first, key = n // len(out), words_of(noise.first), words_of(noise.seed)
+    row, first, key = n // len(out), philox.halves(noise.first), philox.halves(noise.seed)
     last = (row, len(out), noise.scale, noise.draw, *first, *key)
     share(lambda begin, end: run(begin, end, *rest, *last), len(out) * -(-row // 4), NOISY_SHARE)
-
-
-def words_of(number: int) -> tuple[int, int]:
-    """Low and high 32 bits."""
-    return number & philox.MASK, number >> 32

@@ -191,7 +191,7 @@ def build(dtype: torch.dtype, fingerprint: str, cache: bool) -> Any:
 
 def run(kernel: Any, out: Any, begin: int, end: int, draws: Sequence[int], first: int, start: int, seed: int) -> None:
     """Fill counters begin .. end - 1 of out, (draws, samples, n)."""
-    key, index = (seed & philox.MASK, seed >> 32), (first & philox.MASK, first >> 32)
+    key, index = philox.halves(seed), philox.halves(first)
     kernel(out.reshape(-1), out.shape[2], begin, end, out.shape[1], np.array(draws, np.int64), *index, start // 4, *key)
 
 

@@ -44,7 +44,7 @@ def build(dtype: torch.dtype, fingerprint: str, cache: bool) -> Any:
 def run(
     kernel: Any, out: Any, begin: int, end: int, draws: Sequence[int], coefficients: Sequence[float], first: int, seed: int
 ) -> None:  # fmt: skip
-    key, index = (seed & philox.MASK, seed >> 32), (first & philox.MASK, first >> 32)
+    key, index = philox.halves(seed), philox.halves(first)
     terms = np.array(draws, np.int64), np.array(coefficients, np.float64)
     kernel(out.reshape(-1), out.shape[1], begin, end, out.shape[0], *terms, *index, *key)
 

@@ -25,7 +25,7 @@ from halfbridge.solvers.solver import Solver
 
 __all__ = ["Certificate", "Finding", "certify"]
 
-SLACK = 0.15
+SLACK = 0.15  # by which an observed order may fall short of the declared one
 PROCESSES: tuple[Process, ...] = (VP(), CosineVP(), SubVP(), VE(), EDM(), OU())
 
 

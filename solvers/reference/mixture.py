@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from halfbridge.kernels import normal
-from halfbridge.kernels.philox import check_first, check_seed, sample_words, words
+from halfbridge.solvers.draws import choice_words
 from halfbridge.solvers.field import Field
 from halfbridge.solvers.processes import Process
 from halfbridge.solvers.reference.covariance import EPS, Eigen, check_semidefinite, eigen, float64, symmetric
@@ -20,7 +20,6 @@ from halfbridge.solvers.reference.views import coefficients, flat_rows
 
 __all__ = ["GaussianMixture", "checked_weights"]
 
-CHOICE_DRAW = 2**32 - 1  # a run of 2^32 - 1 normals never comes to this draw, so the choice is independent of its noise
 ROWS = 1024
 
 
@@ -124,9 +123,7 @@ class GaussianMixture:
         last bit.
         """
         z = normal((n, self.dim), seed, draw=0, first=first, dtype=torch.float64)
-        block, draw = (torch.full((1,), c, dtype=torch.int64, device="cpu") for c in (0, CHOICE_DRAW))
-        samples = sample_words(check_first(first, n), torch.arange(n, device="cpu"))
-        word = words(block, draw, samples, check_seed(seed))[0]
+        word = choice_words(n, seed, first)[0]
         cumulative = self._weights.cumsum(0)
         uniform = (word.to(torch.float64) + 0.5) / 2**32 * cumulative[-1]  # the sum is 1 up to rounding
         k = torch.searchsorted(cumulative, uniform, right=True)

@@ -9,9 +9,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from halfbridge.kernels.philox import check_first, check_seed, integer, sample_words, words
+from halfbridge.kernels.philox import integer
+from halfbridge.solvers.draws import choice_words
 from halfbridge.solvers.reference.covariance import float64
-from halfbridge.solvers.reference.mixture import CHOICE_DRAW
 
 __all__ = ["Array", "Nodes"]
 
@@ -90,9 +90,7 @@ class Nodes:
         places it along each axis. It depends on `seed` and first + i only.
         """
         n = integer("n", n, 0, 1 << 62, "pass the number of samples")
-        block, draw = (torch.full((1,), c, dtype=torch.int64, device="cpu") for c in (0, CHOICE_DRAW))
-        samples = sample_words(check_first(first, n), torch.arange(n, device="cpu"))
-        w0, w1, w2, w3 = (w.numpy().astype(np.int64) for w in words(block, draw, samples, check_seed(seed)))
+        w0, w1, w2, w3 = (w.numpy().astype(np.int64) for w in choice_words(n, seed, first))
         uniform = ((w0 << 21) + (w1 >> 11) + 0.5) / 2.0**53
         along: list[Any] = [(w + 0.5) / 2.0**32 for w in (w2, w3)]
         steps = [np.diff(a) for a in self.axes]
