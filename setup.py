@@ -14,11 +14,18 @@ PACKAGES = {
     "halfbridge.solvers.reference": "solvers/reference",
     "halfbridge.nets": "nets",
     "halfbridge.training": "training",
+    "halfbridge.training.data": "training/data",
+    "halfbridge.training.losses": "training/losses",
     "halfbridge.demo": "package/demo",
 }
 
 PLOTS = ["matplotlib>=3.8"]
 DEMO = [*PLOTS, "scikit-learn>=1.4"]
+IMAGES = ["pillow>=10"]
+LOGS = ["tensorboard>=2.15"]
+CONFIG = ["pyyaml>=6", "tomli>=2; python_version < '3.11'"]
+DISTRIBUTED = ["accelerate>=1.0"]
+DIFFUSERS = ["diffusers>=0.30"]
 FAST = ["numba>=0.60"]
 GPU = ["triton>=3.2; platform_system == 'Linux'"]  # torch's CUDA builds bring their own
 TRANSPORT = ["POT>=0.9"]
@@ -29,9 +36,15 @@ TEST = [
     *GPU,
     *TRANSPORT,
     *ENGINES,
+    *IMAGES,
+    *LOGS,
+    *CONFIG,
+    *DISTRIBUTED,
+    *DIFFUSERS,
     "hypothesis>=6.100",
     "mpmath>=1.3",
     "pytest>=8.0",
+    "pytest-xdist>=3.5",
 ]
 
 setup(
@@ -45,7 +58,7 @@ setup(
     packages=list(PACKAGES),
     package_dir=PACKAGES,
     package_data={"halfbridge": ["py.typed"]},
-    install_requires=["torch>=2.6", "numpy>=1.26", "scipy>=1.11", "tqdm>=4.60"],
+    install_requires=["torch>=2.6", "numpy>=1.26", "scipy>=1.11", "safetensors>=0.4", "tqdm>=4.60"],
     extras_require={
         "fast": FAST,
         "gpu": GPU,
@@ -53,8 +66,12 @@ setup(
         "transport": TRANSPORT,
         "engines": ENGINES,
         "demo": DEMO,
+        "images": IMAGES,
+        "train": [*DEMO, *IMAGES, *LOGS, *CONFIG],
+        "distributed": DISTRIBUTED,
+        "diffusers": DIFFUSERS,
         "test": TEST,
-        "dev": [*TEST, "mypy>=1.10", "ruff>=0.6"],
+        "dev": [*TEST, "mypy>=1.10", "ruff>=0.6", "types-PyYAML"],
     },
     entry_points={"console_scripts": ["halfbridge = halfbridge.cli:main"]},
 )

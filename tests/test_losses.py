@@ -6,8 +6,7 @@ import pytest
 import torch
 
 import halfbridge as hb
-from halfbridge.training.fit import sample_times
-from halfbridge.training.losses import denoising_loss
+from halfbridge.training.losses import denoising_loss, sample_times
 
 MEAN = torch.tensor([0.7, -0.4], dtype=torch.float64)
 COV = torch.tensor([[0.9, 0.3], [0.3, 0.5]], dtype=torch.float64)

@@ -8,7 +8,7 @@ import torch
 import halfbridge as hb
 from halfbridge.nets import MLP
 from halfbridge.training import data, fit_score
-from halfbridge.training.fit import sample_times
+from halfbridge.training.losses import sample_times
 
 MEAN = torch.tensor([0.7, -0.4], dtype=torch.float64)
 COV = torch.tensor([[0.9, 0.3], [0.3, 0.5]], dtype=torch.float64)

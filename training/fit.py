@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Generic, TypeVar
 
@@ -13,13 +13,12 @@ from tqdm.auto import trange
 from halfbridge.nets.adapter import Labels, as_field
 from halfbridge.nets.ema import EMA
 from halfbridge.solvers.field import Field
-from halfbridge.solvers.processes import DiscreteVP, Process
-from halfbridge.training.losses import Weighting, denoising_loss
+from halfbridge.solvers.processes import Process
+from halfbridge.training.losses import Times, Weighting, denoising_loss, sample_times
 
-__all__ = ["ScoreFit", "fit_score", "sample_times"]
+__all__ = ["ScoreFit", "fit_score"]
 
 Module = TypeVar("Module", bound=torch.nn.Module)
-Times = str | Callable[[torch.Tensor], torch.Tensor]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,24 +31,6 @@ class ScoreFit(Generic[Module]):
     """`net` as a field under the process it was trained for."""
     losses: torch.Tensor = dataclasses.field(repr=False)
     """The mean loss of each step's batch, (steps,), float64."""
-
-
-def sample_times(process: Process, u: torch.Tensor, times: Times = "uniform") -> torch.Tensor:
-    """Training times in [t_min, T] from u uniform in [0, 1), float64.
-
-    times: "uniform" in t (the integers 1..T for DiscreteVP); "half_log_snr", uniform in lambda, for processes whose T
-    is not a time but a noise level (EDM); or a function of u.
-    """
-    if callable(times):
-        return times(u)
-    if times == "uniform":
-        if isinstance(process, DiscreteVP):
-            return 1.0 + torch.floor(u * process.T).clamp(max=process.T - 1.0)
-        return process.t_min + u * (process.T - process.t_min)
-    if times == "half_log_snr":
-        least, most = process.half_log_snr(process.T), process.half_log_snr(process.t_min)
-        return process.time_at(least + u * (most - least)).clamp(process.t_min, process.T)
-    raise ValueError(f"times = {times!r} is not 'uniform' or 'half_log_snr'; pass one, or a function of u in [0, 1)")
 
 
 def fit_score(
