@@ -14,7 +14,7 @@ from matplotlib.image import imread
 from halfbridge.demo import Settings, run
 from halfbridge.demo.methods import METHODS
 from halfbridge.demo.targets import PROCESS, exact_target
-from halfbridge.demo.trial import energy_distance, rms
+from halfbridge.demo.trial import rms
 from halfbridge.training.data import digits
 
 SMALL = Settings(
@@ -122,12 +122,6 @@ def test_the_pictures_show_something(demo, name):
     assert picture.shape[0] > 500
     assert picture.shape[1] > 1500
     assert picture[..., :3].std() > 0.05
-
-
-def test_energy_distance_of_points_counted_by_hand():
-    """Between: mean of 5, 6, 3, 4 = 4.5; within: 2 and 1."""
-    x, y = torch.tensor([[0.0], [2.0]]), torch.tensor([[5.0], [6.0]])
-    assert energy_distance(x, y) == pytest.approx(2 * 4.5 - 2.0 - 1.0, rel=1e-14)
 
 
 def test_rms_is_over_all_coordinates_and_of_the_median_row():

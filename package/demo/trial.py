@@ -16,9 +16,10 @@ from halfbridge.kernels import normal
 from halfbridge.solvers import grids
 from halfbridge.solvers.ancestral import Ancestral
 from halfbridge.solvers.dpm import DPMSolver
+from halfbridge.solvers.reference.two_sample import energy_distance, spread
 from halfbridge.solvers.run import sample, solve
 
-__all__ = ["Cell", "Trial", "energy_distance", "measure", "rms", "spread"]
+__all__ = ["Cell", "Trial", "measure", "rms"]
 
 SHOWN = 6
 
@@ -51,21 +52,6 @@ class Trial(NamedTuple):
     """The error that the exact flow itself may have: its difference from a run with half the steps."""
 
 
-def energy_distance(x: torch.Tensor, y: torch.Tensor, y_spread: float | None = None) -> float:
-    """2 E|X - Y| - E|X - X'| - E|Y - Y'|, each a mean over pairs of different draws: unbiased, so it may be below 0.
-
-    It is 0 only for equal laws (Székely and Rizzo 2013). x: (n, *shape), y: (m, *shape). y_spread: `spread(y)`, if known.
-    """
-    between = torch.cdist(x.flatten(1).double(), y.flatten(1).double()).mean()
-    return 2.0 * float(between) - spread(x) - (spread(y) if y_spread is None else y_spread)
-
-
-def spread(x: torch.Tensor) -> float:
-    """E|X - X'|, the mean distance of two different rows."""
-    rows = x.flatten(1).double()
-    return float(torch.cdist(rows, rows).sum()) / (len(rows) * (len(rows) - 1))
-
-
 def rms(error: torch.Tensor) -> tuple[float, float]:
     """(over everything, of the median row): root mean squares of (n, *shape)."""
     squares = error.flatten(1).double().square().mean(dim=1)
@@ -95,7 +81,7 @@ def measure(target: Target, settings: Settings, seed: int) -> Trial:
             seconds = time.perf_counter() - begin
             error = rms(x[: settings.starts] - flow) if method.deterministic else (math.nan, math.nan)
             evaluations = steps * method.solver.evals_per_step
-            row.append(Cell(budget, steps, evaluations, *error, distance(x), seconds, x[:SHOWN].clone()))
+            row.append(Cell(budget, steps, evaluations, *error, distance(x.flatten(1)), seconds, x[:SHOWN].clone()))
         cells[method.name] = row
 
     few = settings.curve_starts
@@ -110,7 +96,7 @@ def measure(target: Target, settings: Settings, seed: int) -> Trial:
         for method in METHODS
         if method.deterministic
     }
-    return Trial(target, cells, curves, floor, distance(flow), rms(flow - coarse)[0])
+    return Trial(target, cells, curves, floor, distance(flow.flatten(1)), rms(flow - coarse)[0])
 
 
 def _sample(target: Target, method: Method, steps: int, n: int, seed: int) -> torch.Tensor:

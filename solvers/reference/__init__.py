@@ -8,6 +8,7 @@ fokker_planck        the law of an SDE in one or two dimensions, on a grid (node
 gaussian_bridge, gaussian_ipf, static_bridge   Schrödinger bridges: closed form, discrete IPF, Sinkhorn (pinned,
                      gaussian_coupling, gaussian_chain: their parts)
 chain_law            the law of a chain of Gaussian kernels in one dimension: solvers on nonlinear problems, without samples
+two_sample           distances between laws known by samples: energy distance, sliced W2
 nonlinear            errors of solvers on mixtures, from flows and chain laws (plane: the chain in two dimensions)
 """
 
@@ -21,8 +22,10 @@ from halfbridge.solvers.reference.law import law_of
 from halfbridge.solvers.reference.mixture import GaussianMixture
 from halfbridge.solvers.reference.order import observed_order
 from halfbridge.solvers.reference.static_bridge import static_bridge
+from halfbridge.solvers.reference.two_sample import energy_distance, sliced_w2
 
 __all__ = [
     "Chain", "Gaussian", "GaussianBridge", "GaussianMixture", "GridLaws", "chain_law", "chain_law_of", "chain_of",
-    "exact_flow", "fokker_planck", "gaussian_ipf", "law_of", "observed_order", "static_bridge",
+    "energy_distance", "exact_flow", "fokker_planck", "gaussian_ipf", "law_of", "observed_order", "sliced_w2",
+    "static_bridge",
 ]  # fmt: skip
