@@ -1,6 +1,7 @@
 # `make demo` and `make test` need only python3, pip and make: they make a virtual environment the first time.
 # VENV=folder uses another one, EDITABLE= installs a copy in place of a link to the source, and
-# PIP_FLAGS=... goes to pip (a machine that must not fetch CUDA builds of torch names its CPU index there).
+# PIP_FLAGS=... goes to pip (a machine that must not fetch CUDA builds of torch names its CPU index there), and
+# TEST_JOBS=n runs the tests in n processes, of one thread each: their tensors are small, and more threads only spin.
 
 PYTHON    ?= python3
 VENV      ?= .venv
@@ -8,6 +9,7 @@ EDITABLE  ?= -e
 PIP_FLAGS ?=
 DEMO_ARGS ?=
 TEST_ARGS ?=
+TEST_JOBS ?= 2
 
 BIN     := $(VENV)/bin
 SOURCES := kernels nets solvers training
@@ -26,7 +28,7 @@ demo: $(VENV)/installed-demo
 	$(BIN)/python -m halfbridge demo --out out/demo $(DEMO_ARGS)
 
 test: $(VENV)/installed-test
-	$(BIN)/python -m pytest $(TEST_ARGS)
+	OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} $(BIN)/python -m pytest -n $(TEST_JOBS) --dist loadfile $(TEST_ARGS)
 
 # mypy does not follow setuptools' editable finder, so it reads a tree of links shaped like the installed package.
 lint: $(VENV)/installed-dev
