@@ -2,12 +2,61 @@
 
 from __future__ import annotations
 
+import difflib
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import torch
 
-__all__ = ["Fourier", "Sinusoidal"]
+from halfbridge.solvers.processes import DiscreteVP, Process, described
+
+__all__ = ["Fourier", "LogSNR", "Sinusoidal"]
+
+TIMES = ("sinusoidal", "steps", "fourier", "log_snr")
+
+
+def embedding_of(
+    time: str | torch.nn.Module, features: int, process: Process | Mapping[str, Any] | None
+) -> torch.nn.Module:
+    """The module that a network's `time` names, as wide as `features`, or `time` itself if it is a module.
+
+    "sinusoidal": `Sinusoidal`, for labels of about unit range; "steps": `Sinusoidal` with scale = 1, for labels that count
+    steps; "fourier": `Fourier`; "log_snr": `LogSNR` of `process`, which no other takes.
+    """
+    if isinstance(time, str) and time not in TIMES:
+        near = difflib.get_close_matches(time, TIMES, n=1)
+        hint = f"did you mean {near[0]!r}?" if near else "pass one, or a module"
+        raise ValueError(f"time = {time!r} is not one of {', '.join(map(repr, TIMES))}; {hint}")
+    if time == "log_snr":
+        if process is None:
+            raise ValueError("time = 'log_snr' needs the process whose log-SNR it is; pass process=, such as hb.VP()")
+        return LogSNR(features, process)
+    if process is not None:
+        raise ValueError(f"process is read by time = 'log_snr' alone, but time = {time!r}; leave process out")
+    if time == "sinusoidal":
+        return Sinusoidal(features)
+    if time == "steps":
+        return Sinusoidal(features, scale=1.0)
+    if time == "fourier":
+        return Fourier(features)
+    if not isinstance(time, torch.nn.Module):
+        raise TypeError(f"time is a {type(time).__name__}; pass one of {', '.join(map(repr, TIMES))}, or a module")
+    return time
+
+
+def described_time(name: str | None, embedding: torch.nn.Module) -> dict[str, Any]:
+    """The arguments `time` and `process` of a network in JSON values; `name` is None where `time` was a module.
+
+    ValueError where they cannot be written down.
+    """
+    if name is None:
+        raise ValueError(
+            f"time is a module, {type(embedding).__name__}, and cannot be written down; pass one of "
+            f"{', '.join(map(repr, TIMES))}, or build the network in your code and pass it when loading: net="
+        )
+    process = described.describe(embedding.process) if isinstance(embedding, LogSNR) else None
+    return {"time": name, "process": process}
 
 
 def _check_features(features: int) -> int:
@@ -32,6 +81,8 @@ class _Frequencies(torch.nn.Module):
         return self
 
     def forward(self, label: torch.Tensor) -> torch.Tensor:
+        if not label.is_floating_point():
+            label = label.float()
         angle = label[:, None] * self.frequencies.to(label.dtype)
         return torch.cat([angle.sin(), angle.cos()], dim=1)
 
@@ -42,6 +93,7 @@ class Sinusoidal(_Frequencies):
     Vaswani et al. 2017, as DDPM (Ho et al. 2020) uses it on step indices, with scale = 1. The default suits labels of
     unit range or so: times of VP, log nu / 4. A larger scale makes a network wiggle in t, which solvers feel: with 1000,
     100 and 200 steps of DPM-Solver-3 on a small network for digits end 6e-4 apart, with 30 they end 1e-6 apart.
+    Whole numbers are taken as float32.
     """
 
     def __init__(self, features: int, *, scale: float = 30.0, period: float = 1e4) -> None:
@@ -71,3 +123,38 @@ class Fourier(_Frequencies):
 
     def extra_repr(self) -> str:
         return f"{self.features}, scale={self.scale:g}, seed={self.seed}"
+
+
+class LogSNR(Sinusoidal):
+    """`Sinusoidal` of lambda = half_log_snr(t), the log of the signal-to-noise ratio alpha / sigma at the label's time t.
+
+    So the network is told how noisy x is, in the same way under every process: lambda runs over about [-6, 8], and
+    scale = 7.5 makes of it what Karras et al. 2022 embed, log(nu) / 4 = -lambda / 4, at the default scale of `Sinusoidal`.
+    Kingma et al. 2021 condition on the log-SNR too.
+
+    label: as `default_labels(process)` gives it: the time, or for DiscreteVP the step minus 1. lambda, the angles, the
+    sines and cosines are computed in float64 and rounded to the label's dtype, so the rounding of the label is all there
+    is. process: a process, or its description. A label whose time has no lambda (0, or beyond the steps of a DiscreteVP)
+    gives NaN and no error, which would take a read-back from the device at each call; every t in [t_min, T] has one.
+    """
+
+    def __init__(
+        self, features: int, process: Process | Mapping[str, Any], *, scale: float = 7.5, period: float = 1e4
+    ) -> None:
+        super().__init__(features, scale=scale, period=period)
+        if isinstance(process, Mapping):
+            process = described.build(process)
+        if not isinstance(process, Process):
+            raise TypeError(f"process is a {type(process).__name__}; pass a process such as hb.VP()")
+        self.process = process
+
+    def forward(self, label: torch.Tensor) -> torch.Tensor:
+        t = label.double()
+        if isinstance(self.process, DiscreteVP):
+            t = t + 1.0
+            t = torch.where(t <= self.process.T, t, torch.nan)  # there is no beta to look up beyond
+        out = super().forward(self.process._half_log_snr(t))
+        return out.to(label.dtype if label.is_floating_point() else torch.float32)
+
+    def extra_repr(self) -> str:
+        return f"{super().extra_repr()}, process={self.process!r}"

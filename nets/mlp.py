@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 
-from halfbridge.nets.embedding import Fourier, Sinusoidal
+from halfbridge.nets.classes import ClassEmbedding
+from halfbridge.nets.embedding import described_time, embedding_of
+from halfbridge.solvers.processes import Process
 
 __all__ = ["MLP"]
-
-TIMES: dict[str, Callable[[int], torch.nn.Module]] = {"sinusoidal": Sinusoidal, "fourier": Fourier}
 
 
 class _Block(torch.nn.Module):
@@ -32,16 +33,19 @@ class _Block(torch.nn.Module):
 
 
 class MLP(torch.nn.Module):
-    """net(x, t) -> like x, for x of shape (batch, *shape) and labels t of shape (batch,).
+    """net(x, t) -> like x, or net(x, t, classes) -> like x: x of shape (batch, *shape), t and classes of shape (batch,).
 
     shape: the event's shape, or its dimension d for events of shape (d,). hidden: the width of every layer. depth: the
-    number of residual blocks, each modulated by the time. time: "sinusoidal", "fourier", or a module from (batch,) to
-    (batch, features) with an attribute `features`; labels that are step indices want `Sinusoidal(64, scale=1.0)`, and a
-    log-SNR embedding is any of them with `labels=process.half_log_snr` in `as_field` and `fit_score`. The embedding is
-    computed in the label's dtype and rounded to the weights': x has their dtype (any floating one), t need not.
+    number of residual blocks, each modulated by the time and the class. classes: how many classes there are, 0 for none;
+    with n of them the network takes int64 labels 0 .. n - 1, and -1 for no class (see `ClassEmbedding`).
+    time: how the label t is embedded: "sinusoidal" for a time of about unit range, "steps" for the index of a step,
+    "fourier", "log_snr" for lambda = process.half_log_snr (give `process`; t is what `default_labels` makes of the time),
+    or a module from (batch,) to (batch, features) with an attribute `features`. It is computed in the label's dtype and
+    rounded to the weights': x has their dtype (any floating one), t need not.
 
-    The last layer starts at zero, so an untrained network returns zero. Raises ValueError for sizes that are not
-    positive, an unknown `time`, and an x whose events are not of `shape`.
+    The last layer starts at zero, so an untrained network returns zero. `parameter_count` of MLP(2): 0.93 million; of
+    MLP(2, hidden=64, depth=2): 42 thousand. Raises ValueError for sizes that are not positive, an unknown `time`, and
+    an x whose events are not of `shape`.
     """
 
     def __init__(
@@ -50,7 +54,9 @@ class MLP(torch.nn.Module):
         *,
         hidden: int = 256,
         depth: int = 3,
+        classes: int = 0,
         time: str | torch.nn.Module = "sinusoidal",
+        process: Process | Mapping[str, Any] | None = None,
     ) -> None:
         super().__init__()
         self.shape = (shape,) if isinstance(shape, int) else tuple(int(n) for n in shape)
@@ -62,32 +68,49 @@ class MLP(torch.nn.Module):
             raise ValueError(f"hidden = {hidden} must be an even number, at least 2")
         if depth < 1:
             raise ValueError(f"depth = {depth} must be at least 1")
-        if isinstance(time, str):
-            if time not in TIMES:
-                raise ValueError(f"time = {time!r} is not one of {', '.join(map(repr, TIMES))}; pass one, or a module")
-            time = TIMES[time](hidden)
         size = math.prod(self.shape)
-        self.time = time
+        self.hidden, self.depth, self._time_argument = hidden, depth, time if isinstance(time, str) else None
+        self.time = embedding_of(time, hidden, process)
         self.time_layers = torch.nn.Sequential(
-            torch.nn.Linear(int(getattr(time, "features", hidden)), hidden),
+            torch.nn.Linear(int(getattr(self.time, "features", hidden)), hidden),
             torch.nn.SiLU(),
             torch.nn.Linear(hidden, hidden),
         )
+        self.class_embedding = ClassEmbedding(classes, hidden)
         self.first = torch.nn.Linear(size, hidden)
         self.blocks = torch.nn.ModuleList(_Block(hidden) for _ in range(depth))
         self.last = torch.nn.Linear(hidden, size)
         torch.nn.init.zeros_(self.last.weight)
         torch.nn.init.zeros_(self.last.bias)
 
-    def forward(self, x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+    @property
+    def classes(self) -> int:
+        """How many classes the network knows; 0: it takes no third argument."""
+        return self.class_embedding.classes
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """The constructor's arguments in JSON values. ValueError if `time` is a module or `process` has no description."""
+        arguments = {"shape": list(self.shape), "hidden": self.hidden, "depth": self.depth, "classes": self.classes}
+        return arguments | described_time(self._time_argument, self.time)
+
+    @property
+    def parameter_count(self) -> int:
+        return sum(p.numel() for p in self.parameters())
+
+    def forward(self, x: torch.Tensor, t: torch.Tensor, classes: torch.Tensor | None = None) -> torch.Tensor:
         if tuple(x.shape[1:]) != self.shape or t.shape != x.shape[:1]:
             raise ValueError(
                 f"got x of shape {tuple(x.shape)} and t of shape {tuple(t.shape)}; this network takes x of shape "
                 f"(batch, {', '.join(map(str, self.shape))}) and t of shape (batch,)"
             )
-        time = torch.nn.functional.silu(self.time_layers(self.time(t).to(self.first.weight.dtype)))
+        time = self.time_layers(self.time(t).to(self.first.weight.dtype))
+        time = torch.nn.functional.silu(self.class_embedding(time, classes))
         h = self.first(x.flatten(1))
         for block in self.blocks:
             h = block(h, time)
         out: torch.Tensor = self.last(torch.nn.functional.silu(h))
         return out.view_as(x)
+
+    def extra_repr(self) -> str:
+        return f"{self.parameter_count} parameters"

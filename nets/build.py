@@ -1,0 +1,70 @@
+"""Networks written down as JSON values and built from them again, untrained."""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import inspect
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+
+__all__ = ["build", "describe"]
+
+TYPES = {
+    "MLP": "halfbridge.nets.mlp",
+    "UNet": "halfbridge.nets.unet",
+    "Precondition": "halfbridge.nets.precondition",
+}
+
+
+def describe(net: torch.nn.Module) -> dict[str, Any]:
+    """{"type": the class's name, **net.config}: JSON values from which `build` makes an untrained equal of `net`.
+
+    ValueError for a network that is not one of ours, or that holds what cannot be written down.
+    """
+    name = type(net).__name__
+    if name not in TYPES or type(net) is not _type(name):
+        raise ValueError(
+            f"net is a {name}, which cannot be written down: {', '.join(TYPES)} can; build yours in your code and pass it "
+            "when loading: net="
+        )
+    config: dict[str, Any] = net.config  # type: ignore[assignment]
+    return {"type": name} | config
+
+
+def build(description: Mapping[str, Any]) -> torch.nn.Module:
+    """The untrained network that `describe` wrote: every parameter has its shape; an argument left out has its default.
+
+    A description under "net" is built first. ValueError for a type or an argument that there is not, with the nearest
+    name; values are checked by the network.
+    """
+    if not isinstance(description, Mapping):
+        raise TypeError(f"description is a {type(description).__name__}; pass what `describe` returned, a dict")
+    arguments = dict(description)
+    name = arguments.pop("type", None)
+    if not isinstance(name, str) or name not in TYPES:
+        raise ValueError(f"description has type = {name!r}, which is no network{_near(name, list(TYPES))}")
+    kind = _type(name)
+    known = [*inspect.signature(kind).parameters]
+    for key in arguments:
+        if key not in known:
+            raise ValueError(f"{name} has no argument {key!r}, only {', '.join(known)}{_near(key, known)}")
+    if isinstance(arguments.get("net"), Mapping):
+        arguments["net"] = build(arguments["net"])
+    for key, argument in inspect.signature(kind).parameters.items():
+        if argument.default is argument.empty and key not in arguments:
+            raise ValueError(f"description of {name} lacks {key!r}, which has no default")
+    net: torch.nn.Module = kind(**arguments)
+    return net
+
+
+def _type(name: str) -> type[Any]:
+    kind: type[Any] = getattr(importlib.import_module(TYPES[name]), name)
+    return kind
+
+
+def _near(name: Any, names: list[str]) -> str:
+    near = difflib.get_close_matches(str(name), names, n=1)
+    return f"; did you mean {near[0]!r}?" if near else f"; there are {', '.join(names)}"
