@@ -2,36 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import torch
 
 from halfbridge.nets.adapter import Labels, Network, default_labels, network_labels
 from halfbridge.solvers.field import PREDICTIONS
 from halfbridge.solvers.processes import Process
+from halfbridge.training.losses.weighting import Weighting, noise_weight
 
-__all__ = ["WEIGHTINGS", "Weighting", "denoising_loss", "noise_weight", "target", "to_noise_error"]
-
-Weighting = str | Callable[[torch.Tensor], torch.Tensor]
-
-WEIGHTINGS: dict[str, Callable[[Process, torch.Tensor], torch.Tensor]] = {
-    "simple": lambda process, t: torch.ones_like(t),
-    "likelihood": lambda process, t: (process.diffusion(t) / process.sigma(t)) ** 2,
-    "uniform": lambda process, t: process.sigma(t) ** -2,
-}
-"""Weights on the squared error of the noise. As weights on the score's they are sigma^2, g^2 and 1 (Song et al.
-2021)."""
-
-
-def noise_weight(weighting: Weighting, process: Process, t: torch.Tensor) -> torch.Tensor:
-    """The weight of |noise error|^2 at the times t: a name of WEIGHTINGS, or a function of t that returns it."""
-    if callable(weighting):
-        return weighting(t)
-    if weighting not in WEIGHTINGS:
-        raise ValueError(
-            f"weighting = {weighting!r} is not one of {', '.join(map(repr, WEIGHTINGS))}; pass one, or a function of t"
-        )
-    return WEIGHTINGS[weighting](process, t)
+__all__ = ["denoising_loss", "target", "to_noise_error"]
 
 
 def to_noise_error(predicts: str, alpha: torch.Tensor, sigma: torch.Tensor) -> torch.Tensor:
@@ -81,10 +59,10 @@ def denoising_loss(
 
     net: net(x_t, labels(t)) -> like x_t. x0, z: (batch, *shape), z standard normal. t: (batch,) times, computed with in
     float64. labels: as in `nets.as_field`.
-    weighting: "simple" (1 on the noise, sigma^2 on the score), "likelihood" (g^2 on the score: half of its integral
-    over t is the KL rate), "uniform" (1 on the score), or a function from the float64 times to the weight of the noise
-    error. Returns (batch,), in x0's dtype (float32 for half states, whose errors are formed in it): take `.mean()`, or
-    weight by 1 / p(t) for times drawn from another density.
+    weighting: "simple" (1 on the noise, sigma^2 on the score), "likelihood" (g^2 on the score: d/2 of its integral over t
+    is the KL rate), "uniform" (1 on the score), "min_snr", another name of WEIGHTINGS, a `Weight`, or a function from the
+    float64 times to the weight of the noise error. Returns (batch,), in x0's dtype (float32 for half states, whose errors
+    are formed in it): take `.mean()`, or weight by 1 / p(t) for times drawn from another density (`draw_times`).
     """
     if t.shape != x0.shape[:1]:
         raise ValueError(f"t has shape {tuple(t.shape)}; give one time for each of the {x0.shape[0]} samples of x0")

@@ -1,31 +1,210 @@
-"""Where on [t_min, T] training times fall."""
+"""Where on [t_min, T] training times fall, and what a loss at those times estimates.
+
+With u uniform (stratified over the batch by `training.noise.StepNoise`), t = F^{-1}(u) has the density p = F'. A mean over u
+of loss(t) is int p(t) loss(t) dt: the density is a part of the loss. A mean of loss(t)/p(t) is int loss(t) dt whatever p: that
+is importance sampling, and p is chosen for a small variance.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import dataclasses
+import difflib
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 import torch
 
 from halfbridge.solvers.processes import DiscreteVP, Process
 
-__all__ = ["Times", "sample_times"]
+__all__ = [
+    "TIMES",
+    "Drawn",
+    "Importance",
+    "LogNormal",
+    "TimeLaw",
+    "Times",
+    "correction",
+    "describe_times",
+    "draw_times",
+    "sample_times",
+    "time_span",
+    "times_from",
+]
 
-Times = str | Callable[[torch.Tensor], torch.Tensor]
+
+class Drawn(NamedTuple):
+    """Training times, (n,) float64."""
+
+    t: torch.Tensor
+    inverse_density: torch.Tensor | None
+    """1/p(t) in units of t (for DiscreteVP over the probability of the step), or None where p is a part of the loss."""
+
+
+class TimeLaw(ABC):
+    """A law of times with parameters: a frozen dataclass called (process, u), u (n,) uniform in (0, 1), float64."""
+
+    @abstractmethod
+    def __call__(self, process: Process, u: torch.Tensor) -> Drawn: ...
+
+
+@dataclass(frozen=True)
+class LogNormal(TimeLaw):
+    """log nu ~ N(mean, std^2), nu = sigma/alpha, at t = the time of that level: a part of the loss. Not cut at t_min or T.
+    Karras et al. 2022, table 1 (P_mean, P_std)."""
+
+    mean: float = -1.2
+    std: float = 1.2
+
+    def __post_init__(self) -> None:
+        if not math.isfinite(self.mean) or not 0.0 < self.std < math.inf:
+            raise ValueError(f"LogNormal: mean = {self.mean!r} must be finite and std = {self.std!r} positive")
+
+    def __call__(self, process: Process, u: torch.Tensor) -> Drawn:
+        return Drawn(process.time_at(-(self.mean + self.std * torch.special.ndtri(u))), None)
+
+
+@dataclass(frozen=True)
+class Importance:
+    """Times F^{-1}(u) with 1/p, for any density p on [t_min, T] given by the inverse of its cdf and itself (per unit of t).
+
+    A loss at these times estimates the same integral as at uniform times: see `correction`.
+    """
+
+    inverse_cdf: Callable[[torch.Tensor], torch.Tensor]
+    density: Callable[[torch.Tensor], torch.Tensor]
+
+    def __call__(self, u: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        t = self.inverse_cdf(u)
+        return t, 1.0 / self.density(t)
+
+
+def uniform(process: Process, u: torch.Tensor) -> Drawn:
+    if isinstance(process, DiscreteVP):
+        t = 1.0 + torch.floor(u * process.T).clamp(max=process.T - 1.0)
+    else:
+        t = process.t_min + u * (process.T - process.t_min)
+    return Drawn(t, torch.full_like(t, time_span(process)))
+
+
+def half_log_snr(process: Process, u: torch.Tensor) -> Drawn:
+    least, most = process.half_log_snr(process.T), process.half_log_snr(process.t_min)
+    return Drawn(process.time_at(least + u * (most - least)).clamp(process.t_min, process.T), None)
+
+
+def likelihood(process: Process, u: torch.Tensor) -> Drawn:
+    """p proportional to g^2/sigma^2 = -2 dlambda/dt, whose integral is known: uniform in lambda. On a discrete process the
+    same law of whole steps. Song et al. 2021b, section 5."""
+    if isinstance(process, DiscreteVP):
+        steps = torch.arange(1.0, process.T + 1.0, dtype=torch.float64, device=u.device)
+        rate = (process.diffusion(steps) / process.sigma(steps)) ** 2
+        p = rate / rate.sum()
+        k = torch.searchsorted(p.cumsum(0), u, right=True).clamp(max=len(p) - 1)
+        return Drawn(steps[k], 1.0 / p[k])
+    t = half_log_snr(process, u).t
+    total = 2.0 * (process.half_log_snr(process.t_min) - process.half_log_snr(process.T))
+    return Drawn(t, total * (process.sigma(t) / process.diffusion(t)) ** 2)
+
+
+Times = str | TimeLaw | Callable[[torch.Tensor], torch.Tensor | tuple[torch.Tensor, torch.Tensor]]
+"""A name of TIMES, a `TimeLaw`, or a function of u that returns t, or (t, 1/p(t)) to sample by importance."""
+
+TIMES: dict[str, Callable[[Process, torch.Tensor], Drawn]] = {
+    "uniform": uniform,
+    "half_log_snr": half_log_snr,
+    "likelihood": likelihood,
+    "log_normal": LogNormal(),
+}
+"""What t is and what the loss then estimates, E over u of loss(t) times `correction`:
+
+"uniform"       uniform in t (the integers 1..T for DiscreteVP): the mean over [t_min, T], or the integral
+"likelihood"    p proportional to g^2/sigma^2, corrected: the same mean or integral, for the weighting "likelihood" with less
+                variance (Song et al. 2021b)
+"half_log_snr"  uniform in lambda, a part of the loss: the mean over lambda
+"log_normal"    `LogNormal()`, a part of the loss
+"""
+
+PARAMETRIC: dict[str, type[TimeLaw]] = {"log_normal": LogNormal}
+
+
+def draw_times(process: Process, u: torch.Tensor, times: Times = "uniform") -> Drawn:
+    """Training times from u (n,), uniform in (0, 1), float64, with 1/p(t) where the law is one to correct for."""
+    if isinstance(times, TimeLaw):
+        return times(process, u)
+    if callable(times):
+        drawn = times(u)
+        t, inverse = drawn if isinstance(drawn, tuple) else (drawn, None)
+        if t.shape != u.shape or (inverse is not None and inverse.shape != u.shape):
+            shapes = ", ".join(str(tuple(v.shape)) for v in (t, inverse) if v is not None)
+            raise ValueError(
+                f"times(u) returned shapes {shapes} for u of shape {tuple(u.shape)}; return one of each a row"
+            )
+        return Drawn(t, inverse)
+    return TIMES[_known(times)](process, u)
 
 
 def sample_times(process: Process, u: torch.Tensor, times: Times = "uniform") -> torch.Tensor:
-    """Training times in [t_min, T] from u uniform in [0, 1), float64.
+    """The times of `draw_times` alone, float64: for a loss of one's own, or where p is a part of it."""
+    return draw_times(process, u, times).t
 
-    times: "uniform" in t (the integers 1..T for DiscreteVP); "half_log_snr", uniform in lambda, for processes whose T
-    is not a time but a noise level (EDM); or a function of u.
+
+def time_span(process: Process) -> float:
+    """What turns a mean over times into an integral: T - t_min, or the number of steps of DiscreteVP, whose integral is the
+    sum over its steps."""
+    return process.T if isinstance(process, DiscreteVP) else process.T - process.t_min
+
+
+def correction(
+    process: Process, inverse_density: torch.Tensor | None, *, integral: bool = False
+) -> torch.Tensor | float:
+    """What a loss at drawn times is multiplied by: 1/(p span) for the mean over [t_min, T], or 1/p for the integral dt.
+
+    Likelihood bounds are integrals; a mean over t in their place is smaller by the factor T - t_min. Where the density is a
+    part of the loss (None) the factor is 1, and an integral has no meaning: ValueError.
     """
-    if callable(times):
-        return times(u)
-    if times == "uniform":
-        if isinstance(process, DiscreteVP):
-            return 1.0 + torch.floor(u * process.T).clamp(max=process.T - 1.0)
-        return process.t_min + u * (process.T - process.t_min)
-    if times == "half_log_snr":
-        least, most = process.half_log_snr(process.T), process.half_log_snr(process.t_min)
-        return process.time_at(least + u * (most - least)).clamp(process.t_min, process.T)
-    raise ValueError(f"times = {times!r} is not 'uniform' or 'half_log_snr'; pass one, or a function of u in [0, 1)")
+    if inverse_density is not None:
+        return inverse_density if integral else inverse_density / time_span(process)
+    if integral:
+        raise ValueError(
+            "integral = True, but the density of these times is a part of the loss; pass times = 'uniform' or 'likelihood', or "
+            "a function that returns (t, 1/p)"
+        )
+    return 1.0
+
+
+def describe_times(times: Times) -> str | dict[str, Any]:
+    """A name, or {"type": name, **parameters}: JSON that `times_from` takes back. ValueError for a function."""
+    if isinstance(times, str):
+        return _known(times)
+    for name, kind in PARAMETRIC.items():
+        if type(times) is kind:
+            return {"type": name, **dataclasses.asdict(times)}  # type: ignore[call-overload]
+    raise ValueError(
+        f"times = {times!r} cannot be written down; pass a name ({', '.join(map(repr, TIMES))}) or "
+        f"{', '.join(kind.__name__ for kind in PARAMETRIC.values())}"
+    )
+
+
+def times_from(description: Times | Mapping[str, Any]) -> Times:
+    """The times of a description by `describe_times`; what are times already are checked and returned."""
+    if isinstance(description, Mapping):
+        parameters = dict(description)
+        name = _known(parameters.pop("type", None))
+        if name not in PARAMETRIC:
+            raise ValueError(f"times = {dict(description)!r}: {name!r} has no parameters; pass the name alone")
+        try:
+            return PARAMETRIC[name](**parameters)
+        except TypeError as error:
+            fields = ", ".join(f.name for f in dataclasses.fields(PARAMETRIC[name]))  # type: ignore[arg-type]
+            raise ValueError(f"times = {dict(description)!r}: {name!r} takes {fields}") from error
+    return _known(description) if isinstance(description, str) else description
+
+
+def _known(name: Any) -> str:
+    if name in TIMES:
+        return str(name)
+    near = difflib.get_close_matches(str(name), TIMES, n=1)
+    hint = f"did you mean {near[0]!r}?" if near else "pass one, or a function of u in (0, 1)"
+    raise ValueError(f"times = {name!r} is not one of {', '.join(map(repr, TIMES))}; {hint}")

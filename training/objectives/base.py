@@ -1,0 +1,50 @@
+"""What a trainer minimises."""
+
+from __future__ import annotations
+
+from typing import Any, Protocol, runtime_checkable
+
+import torch
+
+from halfbridge.nets.adapter import Labels, Network
+from halfbridge.solvers.field import Field
+from halfbridge.solvers.processes import Process
+from halfbridge.training.noise import StepNoise
+
+__all__ = ["Objective", "describe_labels"]
+
+
+@runtime_checkable
+class Objective(Protocol):
+    """A loss with all its choices made: a frozen dataclass, or a torch.nn.Module if it has parameters of its own, which are
+    then trained and saved with the network's."""
+
+    @property
+    def process(self) -> Process:
+        """What the network is trained for, and sampled under."""
+
+    @property
+    def predicts(self) -> str:
+        """What the network predicts: "noise", "score", "data" or "velocity"."""
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """JSON values {"type": name, **options} with `make(name, process, **options)` an equal objective. ValueError where a
+        choice is a function, which cannot be written down."""
+
+    def __call__(self, net: Network, x0: torch.Tensor, noise: StepNoise) -> torch.Tensor:
+        """The loss of each sample, (n,), differentiable; its mean over the global batch is the loss of a step.
+
+        net: net(x, label), classes bound. x0: (n, *shape). noise: the random numbers of these rows, the only ones used.
+        """
+
+    def field(self, net: Any, **options: Any) -> Field:
+        """The trained network as a field; options as of `nets.as_field`."""
+
+
+def describe_labels(labels: Labels | None) -> None:
+    """None, which is what JSON can say of labels. ValueError for a function."""
+    if labels is not None:
+        raise ValueError(
+            f"labels = {labels!r} cannot be written down; pass labels again when the objective is made anew"
+        )

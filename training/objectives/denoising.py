@@ -1,0 +1,78 @@
+"""The objective of denoising score matching."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from halfbridge.nets.adapter import Labels, Network, as_field
+from halfbridge.solvers.field import Field
+from halfbridge.solvers.processes import Process
+from halfbridge.training.losses.denoising import denoising_loss, to_noise_error
+from halfbridge.training.losses.times import Times, correction, describe_times, draw_times, times_from
+from halfbridge.training.losses.weighting import Weighting, describe_weighting, weighting_from
+from halfbridge.training.noise import StepNoise
+from halfbridge.training.objectives.base import describe_labels
+
+__all__ = ["Denoising"]
+
+
+@dataclass(frozen=True)
+class Denoising:
+    """E over t of w(t) |noise error|^2/d: `losses.denoising_loss` at the times of `losses.draw_times`.
+
+    predicts   what the network gives: "noise", "score", "data" or "velocity"
+    weighting  a name of `losses.WEIGHTINGS`, a `losses.Weight`, or a function of t
+    times      a name of `losses.TIMES`, a `losses.TimeLaw`, or a function of u
+    labels     as in `nets.as_field`
+    integral   False: the mean over t in [t_min, T]. True: the integral dt, T - t_min as much; with the weighting "likelihood"
+               d/2 of it is the bound's KL in nats, up to a constant of the data (Song et al. 2021b). For times whose
+               density is a part of the loss ("half_log_snr", "log_normal", functions that return t alone) only False.
+    Vincent 2011; Song et al. 2021. ValueError for unknown names.
+    """
+
+    process: Process
+    predicts: str = "noise"
+    weighting: Weighting = "simple"
+    times: Times = "uniform"
+    labels: Labels | None = None
+    integral: bool = False
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "weighting", weighting_from(self.weighting))
+        object.__setattr__(self, "times", times_from(self.times))
+        one = torch.ones(1, dtype=torch.float64, device="cpu")
+        to_noise_error(self.predicts, one, one)
+        if self.integral:
+            correction(self.process, draw_times(self.process, one / 2.0, self.times).inverse_density, integral=True)
+
+    @property
+    def config(self) -> dict[str, Any]:
+        describe_labels(self.labels)
+        return {
+            "type": "denoising",
+            "predicts": self.predicts,
+            "weighting": describe_weighting(self.weighting),
+            "times": describe_times(self.times),
+            "integral": self.integral,
+        }
+
+    def __call__(self, net: Network, x0: torch.Tensor, noise: StepNoise) -> torch.Tensor:
+        t, inverse_density = draw_times(self.process, noise.uniform(), self.times)
+        loss = denoising_loss(
+            net,
+            self.process,
+            x0,
+            t.to(x0.device),
+            noise.normal(),
+            predicts=self.predicts,
+            weighting=self.weighting,
+            labels=self.labels,
+        )
+        factor = correction(self.process, inverse_density, integral=self.integral)
+        return loss * (factor.to(loss) if isinstance(factor, torch.Tensor) else factor)
+
+    def field(self, net: Any, **options: Any) -> Field:
+        return as_field(net, self.process, self.predicts, **{"labels": self.labels, **options})
