@@ -118,15 +118,11 @@ class GaussianMixture:
     def sample(self, n: int, seed: int, first: int = 0) -> Tensor:
         """(n, d) float64 draws x_i = m_k + C_k^(1/2) z_i.
 
-        k is the first component whose cumulative weight exceeds (w + 0.5) / 2^32, w the first word of draw 2^32 - 1
-        at global index first + i; z_i are the normals of draw 0. x_i depends on `seed` and first + i only, to the
-        last bit.
+        k is what `choose` returns for the same arguments; z_i are the normals of draw 0. x_i depends on `seed` and
+        first + i only, to the last bit.
         """
         z = normal((n, self.dim), seed, draw=0, first=first, dtype=torch.float64)
-        word = choice_words(n, seed, first)[0]
-        cumulative = self._weights.cumsum(0)
-        uniform = (word.to(torch.float64) + 0.5) / 2**32 * cumulative[-1]  # the sum is 1 up to rounding
-        k = torch.searchsorted(cumulative, uniform, right=True)
+        k = self.choose(n, seed, first)
         out = self._means[k]
         if self._eigen is None:
             return out + self._covs.sqrt()[k, None] * z
@@ -136,6 +132,17 @@ class GaussianMixture:
             for j in range(self.dim):
                 part += noise[:, j : j + 1] * roots[which, j]
         return out
+
+    def choose(self, n: int, seed: int, first: int = 0) -> Tensor:
+        """(n,) int64: the component that each row of `sample(n, seed, first)` comes from.
+
+        The first whose cumulative weight exceeds (w + 0.5) / 2^32, w the first word of draw 2^32 - 1 at global index
+        first + i.
+        """
+        word = choice_words(n, seed, first)[0]
+        cumulative = self._weights.cumsum(0)
+        uniform = (word.to(torch.float64) + 0.5) / 2**32 * cumulative[-1]  # the sum is 1 up to rounding
+        return torch.searchsorted(cumulative, uniform, right=True)
 
     def log_prob(self, x: Tensor) -> Tensor:
         """log density in nats, (batch,), in x's dtype; x (batch, *shape) with prod(shape) = d. Differentiable in x.

@@ -1,0 +1,181 @@
+"""A data set by its name or its path."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from halfbridge.training.data import order
+from halfbridge.training.data.dataset import Dataset
+from halfbridge.training.data.digits import digits
+from halfbridge.training.data.points import Points, labelled_checkerboard, labelled_moons, labelled_ring, swiss_roll
+from halfbridge.training.data.raw import Raw
+
+__all__ = ["NAMES", "load"]
+
+Size = int | tuple[int, int] | list[int] | None
+
+NAMES = ("digits", "moons", "8gaussians", "checkerboard", "swiss_roll")
+"""What `load` knows by name."""
+EIGHT = tuple("01234567")
+ALIASES = {"halfmoons": "moons", "ring": "8gaussians", "eightgaussians": "8gaussians"}
+POINTS: dict[str, Callable[[int, int], Points | torch.Tensor]] = {
+    "moons": labelled_moons,
+    "8gaussians": labelled_ring,
+    "checkerboard": labelled_checkerboard,
+    "swiss_roll": swiss_roll,
+}
+
+
+def load(
+    name_or_path: str | Path,
+    *,
+    n: int | None = None,
+    n_per_class: int | None = None,
+    seed: int = 0,
+    split: str | None = None,
+    holdout: float | None = None,
+    size: Size = None,
+    gray: bool | None = None,
+    dequantise: bool = False,
+) -> Dataset:
+    """The data set of that name, or the one at that path, in memory.
+
+    Names: "digits" (scikit-learn's 1797 images of 8x8), and laws in the plane "moons" (or "half-moons"), "8gaussians" (or
+    "ring"), "checkerboard", "swiss_roll". A name wins over a path; write "./digits" for a folder of that name. Paths:
+
+    - MNIST's idx files, gzipped or not: their folder (or one that has them in raw/ or MNIST/raw/), or a file of images,
+      whose labels are read from the file beside it where there is one. Fashion-MNIST and KMNIST are the same.
+    - .npz: arrays x_train, y_train, x_test, y_test (Keras' mnist.npz), or images and labels, or a single array; .npy.
+      uint8 is images, (n, height, width), (n, height, width, channels) or (n, channels, height, width), 1 or 3 channels;
+      floats are taken as they are, (n, *shape). Pickled objects are refused.
+    - A folder of images: one sub-folder for each class, or images alone (no classes); or such folders named train, test
+      and val. Read with Pillow, in sorted order; hidden files and those that are no images are passed over. All become
+      RGB unless all are gray; `gray` = True or False asks for one of the two.
+
+    Images are float32, (n, channels, height, width), in [-1, 1]: see `Dataset` for the mapping and for what bits per
+    dimension need, `dequantise=True`, which spreads each pixel over its bin with the noise of `seed`.
+
+    n: points to draw from a law in the plane, 10000 unless told; of other data a random subset (by `seed`, rows kept in
+    order), all unless told. n_per_class: that many of each class instead.
+    split: "train" (which is the default) or "test", or "val", of data that come in such parts. Of other data holdout = 0.1
+    makes a random tenth the "test" split, whatever n is. Draw another `seed` for fresh points of a law.
+    size: resize images to (height, width), or to a square, by Pillow's Lanczos filter after cutting the middle that has
+    the new proportions. Images of different sizes need it.
+
+    Raises ValueError or FileNotFoundError, naming what and where: an unknown name (with the nearest known one), a missing
+    path, a damaged file, more rows asked for than there are, options that the data cannot take; ImportError without the
+    package that reads them.
+    """
+    asked: dict[str, Any] = {
+        "n": n,
+        "n_per_class": n_per_class,
+        "split": split,
+        "holdout": holdout,
+        "size": list(size) if isinstance(size, tuple) else size,
+        "gray": gray,
+        "dequantise": dequantise or None,
+    }
+    asked = {key: value for key, value in asked.items() if value is not None}
+    if n is not None and n_per_class is not None:
+        raise ValueError(f"n = {n} and n_per_class = {n_per_class} exclude each other; pass one")
+    name = _known(name_or_path)
+    if name in POINTS:
+        for key in asked:
+            if key != "n":
+                hint = "a fresh sample is another seed" if key in ("split", "holdout") else "pass n and seed alone"
+                raise ValueError(f"{key} = {asked[key]!r}: {name!r} is a law in the plane, not a set of images; {hint}")
+        return _draw(name, 10_000 if n is None else n, seed)
+    raw = _read(name, name_or_path, split, size, gray)
+    raw = _select(raw, n, n_per_class, split, holdout, seed)
+    where = name or str(Path(name_or_path).expanduser().resolve())
+    data = raw.dataset(name or Path(where).name, {"name_or_path": where, "seed": seed, **asked})
+    return dataclasses.replace(data, examples=data.dequantised(seed)) if dequantise else data
+
+
+def _known(name_or_path: str | Path) -> str | None:
+    """The name in NAMES that is meant, None for a path; unknown names are refused with the nearest."""
+    if isinstance(name_or_path, Path):
+        return None
+    folded = {_fold(name): name for name in NAMES} | ALIASES
+    asked = _fold(name_or_path)
+    if asked in folded:
+        return folded[asked]
+    path = Path(name_or_path).expanduser()
+    if path.exists() or len(path.parts) != 1 or path.suffix or name_or_path.startswith("~"):
+        return None
+    files = "pass the path of its files (a folder of MNIST's idx files or of images, an .npz or .npy file), nothing is downloaded"
+    near = difflib.get_close_matches(asked, folded, n=1, cutoff=0.6)
+    hint = f"did you mean {folded[near[0]]!r}?" if near else f"there are {', '.join(NAMES)};"
+    if asked.endswith("mnist") or asked.startswith("cifar"):
+        hint = ""
+    raise ValueError(
+        f"there is no data {name_or_path!r}, neither by name nor as a path; {hint} {files}".replace("  ", " ")
+    )
+
+
+def _fold(name: str) -> str:
+    return name.strip().lower().replace("-", "").replace("_", "").replace(" ", "")
+
+
+def _draw(name: str, n: int, seed: int) -> Dataset:
+    drawn = POINTS[name](n, seed)
+    points, classes = drawn if isinstance(drawn, Points) else (drawn, None)
+    parts = {"moons": ("upper", "lower"), "8gaussians": EIGHT, "checkerboard": EIGHT}
+    return Dataset(points, classes, name, parts.get(name), config={"name_or_path": name, "n": n, "seed": seed})
+
+
+def _read(name: str | None, name_or_path: str | Path, split: str | None, size: Size, gray: bool | None) -> Raw:
+    """The whole set, or the part of it that `split` names where it comes in parts."""
+    if name is None:
+        raise FileNotFoundError(f"there is no file or folder {name_or_path!s} ({Path(name_or_path).resolve()})")
+    for key, value in (("size", size), ("gray", gray)):
+        if value is not None:
+            raise ValueError(f"{key} = {value!r}: the digits are gray images of 8x8 pixels of 17 levels; leave it out")
+    images, labels = digits(dtype=torch.float64)
+    return Raw(((images + 1.0) * 8.0).round().to(torch.uint8), labels, tuple("0123456789"), levels=17)
+
+
+def _select(
+    raw: Raw, n: int | None, n_per_class: int | None, split: str | None, holdout: float | None, seed: int
+) -> Raw:
+    """The split that was asked for, then the subset of it."""
+    if raw.own_split:
+        if holdout is not None:
+            raise ValueError(f"holdout = {holdout}: this data has a test split of its own; pass split='test' for it")
+    elif holdout is not None:
+        if split not in (None, "train", "test"):
+            raise ValueError(f"split = {split!r} must be 'train' or 'test' with a holdout")
+        train, test = order.split(len(raw.values), holdout, seed)
+        raw = raw.rows(test if split == "test" else train)
+    elif split is not None:
+        raise ValueError(
+            f"split = {split!r}: this data comes in one piece; pass holdout=0.1 too to keep a tenth for tests"
+        )
+    rows = len(raw.values)
+    if n_per_class is not None:
+        return raw.rows(_of_each_class(raw, n_per_class, seed))
+    if n is None:
+        return raw
+    if not 1 <= n <= rows:
+        raise ValueError(f"n = {n}: there are {rows} examples; pass 1 to {rows}, or leave it out for all")
+    return raw.rows(order.pick(rows, n, seed))
+
+
+def _of_each_class(raw: Raw, count: int, seed: int) -> torch.Tensor:
+    """Row numbers, ascending: of each class the first `count` rows of a shuffled pass."""
+    if raw.classes is None or raw.names is None:
+        raise ValueError(f"n_per_class = {count}: this data has no classes; pass n")
+    shuffled = order.shuffled(len(raw.values), seed, 0, len(raw.values))
+    parts = []
+    for k, name in enumerate(raw.names):
+        members = shuffled[raw.classes[shuffled] == k]
+        if not 1 <= count <= len(members):
+            raise ValueError(f"n_per_class = {count}: class {name!r} has {len(members)} examples")
+        parts.append(members[:count])
+    return torch.cat(parts).sort().values

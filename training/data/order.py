@@ -1,0 +1,90 @@
+"""The order in which training sees its examples: counted, not streamed, so that any step knows its batch at once."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from typing import NamedTuple
+
+import torch
+
+from halfbridge.kernels.philox import check_seed, halves, integer, words
+from halfbridge.solvers.draws import TRAINING_ORDER
+
+__all__ = ["Split", "pick", "shuffled", "split"]
+
+SPLIT = 2**64 - 1  # the pass, never reached by training, whose permutation deals examples to training or holdout
+PICK = 2**64 - 2  # the same for subsets
+
+
+class Split(NamedTuple):
+    """Row numbers in ascending order, int64; together every row once."""
+
+    train: torch.Tensor
+    holdout: torch.Tensor
+
+
+def shuffled(n: int, seed: int, step: int, batch: int) -> torch.Tensor:
+    """The rows, (batch,) int64 in 0 .. n - 1, of the batch at `step` = 0, 1, ... of an endless sequence of shuffled passes.
+
+    Place p = step batch + i of the sequence is place p mod n of pass p // n, so that each pass has every row once and a
+    batch may end one pass and begin the next (or, larger than n, hold whole ones). The permutation of a pass sorts the
+    rows by 64-bit keys: words of Philox under `seed` at the counter (row // 2, draw 2^32 - 5, pass), two for each row. So
+    the batch is a function of the arguments alone, on any machine, and a late step costs what the first does. The
+    permutations last used are kept in memory, 8 n bytes each.
+
+    Raises TypeError for what is not an integer, ValueError for n, batch < 1, step < 0 or a seed outside 0 .. 2^64 - 1.
+    """
+    n, batch = _count("n", n), _count("batch", batch)
+    step = integer("step", step, 0, 1 << 63, "steps are counted from 0")
+    place, end = step * batch, (step + 1) * batch
+    if (end - 1) // n >= PICK:
+        raise ValueError(f"`step` = {step} with a batch of {batch} is beyond the last pass, 2**64 - 3")
+    parts = []
+    while place < end:
+        one_pass, start = divmod(place, n)
+        parts.append(_permutation(n, check_seed(seed), one_pass)[start : start + end - place])
+        place += len(parts[-1])
+    return torch.cat(parts)  # a copy: what the caller does to it does not reach the permutations kept
+
+
+def split(n: int, fraction: float, seed: int) -> Split:
+    """Deal n rows to training and to a holdout of round(fraction n) of them, at least 1 row each; at random, by `seed`.
+
+    The same rows whatever is trained: its passes take other counters. Raises ValueError for n < 2 or a fraction not
+    strictly between 0 and 1.
+    """
+    n = _count("n", n)
+    if not 0.0 < fraction < 1.0:
+        raise ValueError(f"fraction = {fraction} must be strictly between 0 and 1, e.g. 0.1 to hold out a tenth")
+    if n < 2:
+        raise ValueError(f"n = {n} rows cannot be split in two; pass at least 2")
+    held = min(max(round(fraction * n), 1), n - 1)
+    order = _permutation(n, check_seed(seed), SPLIT)
+    return Split(order[held:].sort().values, order[:held].sort().values)
+
+
+def pick(n: int, count: int, seed: int) -> torch.Tensor:
+    """`count` of n rows at random, ascending, int64. A larger count of the same seed adds to a smaller one's rows.
+
+    Raises ValueError unless 1 <= count <= n.
+    """
+    n, count = _count("n", n), _count("count", count)
+    if count > n:
+        raise ValueError(f"count = {count} is more than the {n} rows there are")
+    return _permutation(n, check_seed(seed), PICK)[:count].sort().values
+
+
+@lru_cache(maxsize=4)  # a batch needs two at most unless it is larger than a pass
+def _permutation(n: int, seed: int, one_pass: int) -> torch.Tensor:
+    with torch.inference_mode(False):
+        block = torch.arange(-(-n // 2), dtype=torch.int64, device="cpu")
+        draw, low, high = (
+            torch.full((1,), c, dtype=torch.int64, device="cpu") for c in (TRAINING_ORDER, *halves(one_pass))
+        )
+        w0, w1, w2, w3 = words(block, draw, (low, high), seed)
+        keys = torch.stack([(w0 << 32) | w1, (w2 << 32) | w3], dim=1).flatten()[:n]
+        return keys.argsort(stable=True)  # the keys' first bit is a sign: another order of the same uniform numbers
+
+
+def _count(name: str, value: object) -> int:
+    return integer(name, value, 1, 1 << 32, "pass the number of rows, at least 1")

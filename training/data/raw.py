@@ -1,0 +1,48 @@
+"""What the readers of files return: images as they are stored, before any scaling."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import torch
+
+from halfbridge.training.data.dataset import Dataset
+
+__all__ = ["Raw"]
+
+
+class Raw(NamedTuple):
+    """Rows of a data set as stored: grey levels, or floats that nobody scales."""
+
+    values: torch.Tensor
+    """uint8 grey levels (n, channels, height, width), or floats (n, *shape)."""
+    classes: torch.Tensor | None = None
+    """(n,), int64."""
+    names: tuple[str, ...] | None = None
+    """Of all classes of the whole set, also of those that a subset has not."""
+    levels: int = 256
+    """How many levels a pixel has."""
+    own_split: bool = False
+    """Whether the set came in parts of its own, so that `values` are one of them."""
+
+    def rows(self, chosen: torch.Tensor) -> Raw:
+        """The rows of those numbers."""
+        classes = None if self.classes is None else self.classes[chosen]
+        return self._replace(values=self.values[chosen], classes=classes)
+
+    def dataset(self, name: str, config: dict[str, Any]) -> Dataset:
+        """Levels k become -1 + 2 k/(levels - 1), rounded once from float64; floats stay."""
+        if self.values.is_floating_point():
+            return Dataset(self.values, self.classes, name, self.names, config=config)
+        steps = torch.arange(self.levels, dtype=torch.float64, device="cpu")
+        table = ((2.0 * steps - (self.levels - 1)) / (self.levels - 1)).float()
+        return Dataset(
+            table[self.values.int()],
+            self.classes,
+            name,
+            self.names,
+            levels=self.levels,
+            range=(-1.0, 1.0),
+            pixels=self.values,
+            config=config,
+        )
