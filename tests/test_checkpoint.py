@@ -1,0 +1,418 @@
+"""Checkpoints: what was written is what is read, damage is told, and no moment is bad to be killed or to run out of space."""
+
+import errno
+import io
+import json
+import math
+import os
+import re
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from halfbridge.training import checkpoint, durable
+from halfbridge.training.checkpoint import CheckpointError
+
+
+def tensors_of(step):
+    return {"w": torch.full((3, 2), float(step)), "k": torch.tensor(step)}
+
+
+def write(folder, step, **options):
+    return checkpoint.write(folder, tensors_of(step), {"step was": step}, step=step, **options)
+
+
+def assert_holds(folder, step, read=None):
+    found = checkpoint.read(folder, read)
+    assert found.step == step
+    assert found.record == {"step was": step}
+    assert found.tensors.keys() == {"w", "k"}
+    assert all(torch.equal(found.tensors[n], t) for n, t in tensors_of(step).items())
+
+
+def files(folder):
+    return sorted(p.name for p in folder.iterdir())
+
+
+def tensor_file(folder, step):
+    (found,) = folder.glob(f"step-{step:09d}.*.safetensors")
+    return found
+
+
+def test_the_newest_keep_are_left_and_read(tmp_path):
+    folder = tmp_path / "made" / "if need be"
+    assert checkpoint.steps(folder) == []
+    for step in (0, 3, 10, 11):
+        assert write(folder, step, keep=3) == folder / f"step-{step:09d}.json"
+    assert checkpoint.steps(folder) == [3, 10, 11]
+    assert len(files(folder)) == 6
+    assert_holds(folder, 11)
+    assert_holds(folder, 3, read=3)
+
+
+def test_tensors_of_every_kind_come_back_bit_for_bit_on_their_own(tmp_path):
+    base = torch.arange(12.0).reshape(3, 4)
+    given = {
+        "strided": base.T[::2],
+        "view": base[1],
+        "view again": base[1],
+        "whole": base,
+        "empty": torch.zeros(0, 5, dtype=torch.int64),
+        "0-dim": torch.tensor(math.pi, dtype=torch.float64),
+        "bfloat16": torch.tensor([1.0, math.nan, -0.0], dtype=torch.bfloat16),
+        "parameter": torch.nn.Parameter(torch.ones(2)),
+        "bool": torch.tensor([True, False]),
+        "int64": torch.tensor([-(2**63), 2**63 - 1]),
+        "conjugate": torch.tensor([1 + 2j], dtype=torch.complex64).conj(),
+        "negated": torch.tensor([1 + 2j], dtype=torch.complex64).conj().imag,
+        "expanded": torch.ones(1).expand(4),
+    }
+    checkpoint.write(tmp_path, given, {}, step=0)
+    got = checkpoint.read(tmp_path).tensors
+    assert got.keys() == given.keys()
+    for name, want in given.items():
+        want = want.detach().resolve_conj().resolve_neg().contiguous()
+        assert (got[name].dtype, got[name].shape) == (want.dtype, want.shape), name
+        assert (
+            got[name].numpy(force=True).tobytes() == want.numpy().tobytes()
+            if name != "bfloat16"
+            else torch.equal(got[name].view(torch.int16), want.view(torch.int16))
+        ), name
+    got["view"].zero_()
+    assert got["view again"].sum() > 0
+    assert got["whole"].sum() == base.sum()
+
+
+def test_the_record_keeps_numbers_bit_for_bit_and_turns_tuples_into_lists(tmp_path):
+    record = {
+        "inf": [math.inf, -math.inf],
+        "third": 1 / 3,
+        "n": 2**70,
+        "zero": -0.0,
+        "none": None,
+        "t": (1, (2,)),
+        "é": "ü",
+    }
+    checkpoint.write(tmp_path, {}, {**record, "nan": math.nan}, step=0)
+    back = checkpoint.read(tmp_path).record
+    assert math.isnan(back.pop("nan"))
+    assert back == {**record, "t": [1, [2]]}
+    assert math.copysign(1.0, back["zero"]) == -1.0
+
+
+def test_a_written_file_is_strict_json_that_others_can_read(tmp_path):
+    path = checkpoint.write(tmp_path, tensors_of(1), {"loss": math.nan}, step=1)
+
+    def refuse(token):
+        raise AssertionError(token)
+
+    manifest = json.loads(path.read_text(encoding="ascii"), parse_constant=refuse)["manifest"]
+    assert manifest["tensors"] == {"w": ["float32", [3, 2]], "k": ["int64", []]}
+    assert manifest["bytes"] == tensor_file(tmp_path, 1).stat().st_size
+
+
+@pytest.mark.parametrize(
+    ("tensors", "record", "message"),
+    [
+        ({}, {"a": [0, {"b": {1}}]}, r"record'\]\['a'\]\[1\]\['b'\] is a set"),
+        ({}, {"a": torch.ones(1)}, "Tensor.*states.flatten"),
+        ({}, {"a": {1: 2}}, "the key 1, which is not a string"),
+        ({}, {"$float64": 1}, r"the key '\$float64'"),
+        ({"a": 1.0}, {}, r"tensors\['a'\] is a float"),
+        ({"a": torch.eye(2).to_sparse()}, {}, r"tensors\['a'\].*sparse_coo"),
+        ({"a": torch.ones(2, dtype=torch.complex128)}, {}, r"tensors\['a'\] is torch.complex128"),
+        ({"a": torch.ones(2, device="meta")}, {}, "on meta"),
+        ({"__metadata__": torch.ones(2)}, {}, "'__metadata__' is taken"),
+    ],
+)
+def test_what_cannot_be_stored_is_refused_by_name_before_anything_is_written(tmp_path, tensors, record, message):
+    with pytest.raises((TypeError, ValueError), match=message):
+        checkpoint.write(tmp_path / "new", tensors, record, step=0)
+    assert not (tmp_path / "new").exists()
+
+
+@pytest.mark.parametrize("options", [{"step": -1}, {"step": 1.0}, {"step": True}, {"step": 1, "keep": 0}])
+def test_bad_steps_and_counts_are_refused(tmp_path, options):
+    with pytest.raises(ValueError, match=[*options][-1]):
+        checkpoint.write(tmp_path, {}, {}, **options)
+
+
+def test_a_step_before_the_newest_is_refused_and_the_newest_can_be_written_again(tmp_path):
+    write(tmp_path, 4)
+    write(tmp_path, 8)
+    with pytest.raises(ValueError, match=r"step = 6 is before the newest checkpoint.*step 8"):
+        write(tmp_path, 6)
+    checkpoint.write(tmp_path, {"other": torch.ones(1)}, {"second": True}, step=8)
+    assert checkpoint.read(tmp_path).record == {"second": True}
+    assert len(files(tmp_path)) == 4
+
+
+def test_nothing_there_and_no_such_step_are_told_apart(tmp_path):
+    with pytest.raises(FileNotFoundError, match="no checkpoint in"):
+        checkpoint.read(tmp_path / "none")
+    write(tmp_path, 4)
+    with pytest.raises(FileNotFoundError, match=r"step = 5 has no checkpoint.*there are 4"):
+        checkpoint.read(tmp_path, 5)
+
+
+def truncate(folder):
+    path = tensor_file(folder, 2)
+    os.truncate(path, path.stat().st_size - 1)
+
+
+def flip(folder):
+    path = tensor_file(folder, 2)
+    data = bytearray(path.read_bytes())
+    data[-3] ^= 1
+    path.write_bytes(data)
+
+
+def swap(folder):
+    tensor_file(folder, 2).write_bytes(tensor_file(folder, 1).read_bytes())
+
+
+def edit(folder, change, sign=False):
+    """Change the manifest's body; `sign` makes its own SHA-256 right again."""
+    path = folder / "step-000000002.json"
+    body = json.loads(path.read_text())["manifest"]
+    change(body)
+    if sign:
+        path.write_bytes(checkpoint._manifest(body))
+    else:
+        path.write_text(json.dumps({**json.loads(path.read_text()), "manifest": body}))
+
+
+def replace(folder, data):
+    (folder / "step-000000002.json").write_bytes(data)
+
+
+DAMAGE = {
+    "truncated": (truncate, "bytes and was written with"),
+    "flipped": (flip, "SHA-256 is another"),
+    "another's tensors": (swap, "SHA-256 is another"),
+    "no tensors": (lambda f: tensor_file(f, 2).unlink(), "is missing"),
+    "manifest edited": (lambda f: edit(f, lambda b: b["record"].update({"step was": 3})), "manifest|SHA-256"),
+    "lies about shapes": (
+        lambda f: edit(f, lambda b: b["tensors"]["w"].__setitem__(1, [2, 3]), True),
+        r"'w' is .*\[2, 3\]",
+    ),
+    "lies about dtypes": (
+        lambda f: edit(f, lambda b: b["tensors"]["k"].__setitem__(0, "int32"), True),
+        "'k' is.*int32",
+    ),
+    "lies about names": (lambda f: edit(f, lambda b: b["tensors"].update(z=["bool", []]), True), "'z' is.*nothing"),
+    "lies about steps": (lambda f: edit(f, lambda b: b.update(step=3), True), "renamed"),
+    "points elsewhere": (lambda f: edit(f, lambda b: b.update(file="../x.safetensors"), True), "renamed"),
+    "from the future": (lambda f: edit(f, lambda b: b.update(version=2), True), "version 2"),
+    "lacks an entry": (lambda f: edit(f, lambda b: b.pop("bytes"), True), "bytes"),
+    "garbage": (lambda f: replace(f, b"\x00\xff{"), "not a manifest"),
+    "empty": (lambda f: replace(f, b""), "not a manifest"),
+    "nested": (lambda f: replace(f, b"[" * 100000), "not a manifest"),
+    "a list": (lambda f: replace(f, b"[]"), "not a manifest"),
+}
+
+
+@pytest.mark.parametrize("name", DAMAGE)
+def test_damage_is_told_and_never_read_past(name, tmp_path):
+    damage, message = DAMAGE[name]
+    write(tmp_path, 1)
+    write(tmp_path, 2)
+    damage(tmp_path)
+    with pytest.raises(CheckpointError, match=message) as error:
+        checkpoint.read(tmp_path)
+    assert f"step 2 in {tmp_path} is damaged" in str(error.value)
+    assert "step=1" in str(error.value)
+    assert_holds(tmp_path, 1, read=1)
+    (tmp_path / "step-000000002.json").unlink()  # as the message says
+    assert_holds(tmp_path, 1)
+    write(tmp_path, 2)
+    assert_holds(tmp_path, 2)
+    assert len(files(tmp_path)) == 4
+
+
+def test_damage_without_a_checkpoint_before_says_so(tmp_path):
+    write(tmp_path, 2)
+    flip(tmp_path)
+    with pytest.raises(CheckpointError, match="none before it"):
+        checkpoint.read(tmp_path)
+
+
+def test_tensors_that_are_not_safetensors_are_refused_though_the_sums_are_right(tmp_path):
+    pickled = b"\x80\x04\x95" + b"0" * 50
+    name = f"step-000000002.{checkpoint.hashlib.sha256(pickled).hexdigest()[:16]}.safetensors"
+    write(tmp_path, 2)
+    (tmp_path / name).write_bytes(pickled)
+    digest = checkpoint.hashlib.sha256(pickled).hexdigest()
+    edit(tmp_path, lambda b: b.update(file=name, bytes=len(pickled), sha256=digest), True)
+    with pytest.raises(CheckpointError, match="not safetensors"):
+        checkpoint.read(tmp_path)
+
+
+def test_what_a_killed_writer_left_is_not_read_and_the_next_write_removes_it_alone(tmp_path):
+    write(tmp_path, 1)
+    left = [
+        "step-000000002.json.partial",
+        f"step-000000002.{'a' * 16}.safetensors",
+        f"step-000000001.{'b' * 16}.safetensors",
+    ]
+    mine = ["notes.txt", "mine.partial", "weights.safetensors", "step-2.json"]
+    for name in left + mine:
+        (tmp_path / name).write_bytes(b"half a fi")
+    assert_holds(tmp_path, 1)
+    write(tmp_path, 3)
+    assert_holds(tmp_path, 3)
+    assert set(files(tmp_path)) >= set(mine)
+    assert not set(files(tmp_path)) & set(left)
+
+
+class FullDisk:
+    """The operating system's calls that a write makes, of which the n-th fails."""
+
+    def __init__(self, monkeypatch, fails):
+        self.calls, self.fails = 0, fails
+        for module, name in ((os, "fsync"), (os, "replace")):
+            monkeypatch.setattr(module, name, self.failing(getattr(module, name)))
+        monkeypatch.setattr(durable, "open", self.open, raising=False)
+
+    def failing(self, call):
+        def called(*args):
+            self.count()
+            return call(*args)
+
+        return called
+
+    def count(self):
+        self.calls += 1
+        if self.calls == self.fails:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    def open(self, path, mode):
+        self.count()
+        return HalfWritten(path, mode, self.count)
+
+
+class HalfWritten(io.FileIO):
+    """A file that has half of what is written when `then` is called."""
+
+    def __init__(self, path, mode, then):
+        super().__init__(path, mode)
+        self.then = then
+
+    def write(self, data):
+        first = super().write(data[: len(data) // 2])
+        self.then()
+        return first + super().write(data[first:])
+
+
+STAGES = (
+    11  # two files of open, write, fsync, rename and the folder's fsync, then the folder's after the old are removed
+)
+
+
+@pytest.mark.parametrize("again", [False, True], ids=["next step", "same step"])
+@pytest.mark.parametrize("stage", range(1, STAGES + 1))
+def test_no_space_at_any_stage_leaves_a_whole_checkpoint_and_no_rubbish(tmp_path, monkeypatch, stage, again):
+    write(tmp_path, 1)
+    write(tmp_path, 2)
+    before = files(tmp_path)
+    step = 2 if again else 3
+    new = {"w": torch.full((3, 2), 30.0), "k": torch.tensor(30)}
+    with monkeypatch.context() as patch:
+        disk = FullDisk(patch, stage)
+        with pytest.raises(OSError, match="No space left on device") as error:
+            checkpoint.write(tmp_path, new, {"step was": 30}, step=step)
+        assert disk.calls >= stage
+    assert error.value.errno == errno.ENOSPC
+    message = error.value.args[1]
+    needed = int(re.search(r"needs (\d+) bytes", message)[1])
+    assert f"the checkpoint of step {step} in {tmp_path}" in message
+    assert "another folder" in message
+    assert "\n" not in message
+    if stage <= 9:  # the manifest's name is the commit
+        assert files(tmp_path) == before
+        assert_holds(tmp_path, 2)
+        assert "the newest checkpoint there is step 2, whole" in message
+    else:
+        assert checkpoint.read(tmp_path).record == {"step was": 30}
+    path = checkpoint.write(tmp_path, new, {"step was": 30}, step=step)
+    assert needed == path.stat().st_size + tensor_file(tmp_path, step).stat().st_size
+    assert checkpoint.read(tmp_path).record == {"step was": 30}
+    assert len(files(tmp_path)) == 4
+
+
+def test_the_stages_are_all_there_are(tmp_path, monkeypatch):
+    disk = FullDisk(monkeypatch, -1)
+    write(tmp_path, 1)
+    assert disk.calls == STAGES
+
+
+def test_a_folder_that_cannot_be_written_to_is_told_in_a_sentence(tmp_path, monkeypatch):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(OSError, match=r"cannot write the checkpoint of step 1 in .*file.*needs \d+ bytes") as error:
+        write(tmp_path / "file" / "folder", 1)
+    assert error.value.errno == errno.ENOTDIR
+
+    def refuse(path, mode):
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
+
+    monkeypatch.setattr(durable, "open", refuse, raising=False)
+    with pytest.raises(PermissionError, match=r"Permission denied.*another folder.*no checkpoint there yet"):
+        write(tmp_path / "new", 1)
+
+
+KILLED = """
+import os, random, signal, sys, time
+from pathlib import Path
+import torch
+from halfbridge.training import checkpoint
+
+folder, rounds = Path(sys.argv[1]), int(sys.argv[2])
+random.seed(7)
+tensors = {"w": torch.zeros(200_000), "k": torch.tensor(0)}
+
+def loop(first, ready):
+    for step in range(first, first + 100_000):
+        tensors["w"].fill_(step)
+        tensors["k"].fill_(step)
+        checkpoint.write(folder, tensors, {"step was": step}, step=step)
+        if step == first:
+            os.write(ready, b"x")
+
+last, left = -1, 0
+for _ in range(rounds):
+    listen, ready = os.pipe()
+    child = os.fork()
+    if child == 0:
+        try:
+            loop(last + 1, ready)
+        finally:
+            os._exit(1)
+    os.read(listen, 1)
+    time.sleep(random.uniform(0.0, 0.04))
+    os.kill(child, signal.SIGKILL)
+    assert os.WIFSIGNALED(os.waitpid(child, 0)[1])
+    os.close(listen), os.close(ready)
+    found = checkpoint.read(folder)
+    assert found.step > last, (found.step, last)
+    assert found.record == {"step was": found.step}
+    assert found.tensors["k"] == found.step and (found.tensors["w"] == found.step).all()
+    for step in checkpoint.steps(folder):
+        checkpoint.read(folder, step)
+    left += len(list(folder.iterdir())) != 2 * len(checkpoint.steps(folder))
+    last = found.step
+checkpoint.write(folder, tensors, {}, step=last + 1)
+print(last, left, len(list(folder.iterdir())))
+"""
+
+
+def test_a_writer_killed_at_any_moment_leaves_a_whole_checkpoint_and_the_steps_only_grow(tmp_path):
+    done = subprocess.run(
+        [sys.executable, "-c", KILLED, str(tmp_path / "run"), "15"], capture_output=True, text=True, timeout=120
+    )
+    assert done.returncode == 0, done.stderr
+    last, left, count = map(int, done.stdout.split())
+    assert last >= 14
+    assert left > 0, "no kill met a write half done"
+    assert count == 4
