@@ -7,40 +7,27 @@ from typing import Any
 
 import torch
 
-from halfbridge.solvers.field import Field, check_output
-from halfbridge.solvers.processes import DiscreteVP, Process
+from halfbridge.nets.guidance import guided
+from halfbridge.nets.labels import Labels, default_labels, network_labels
+from halfbridge.solvers.field import Field, FieldOutputError, check_output
+from halfbridge.solvers.processes import Process
 
-__all__ = ["Labels", "Network", "as_field", "default_labels", "network_labels"]
+__all__ = ["Labels", "Network", "as_field", "default_labels", "first_half", "network_labels"]
 
-Network = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
-"""net(x, label) -> like x; x of shape (batch, *shape), label of shape (batch,)."""
-
-Labels = Callable[[Any], Any]
-"""From a time (a float, or a tensor of them) to the label that the network was trained with."""
-
-
-def default_labels(process: Process) -> Labels:
-    """What a network is told at time t: the step minus 1 for DiscreteVP (diffusers counts from 0), else t itself."""
-    if isinstance(process, DiscreteVP):
-        return lambda t: t - 1
-    return lambda t: t
+Network = Callable[..., torch.Tensor]
+"""net(x, label) -> like x; x of shape (batch, *shape), label of shape (batch,). With classes: net(x, label, classes)."""
 
 
-def network_labels(labels: Labels, t: float | torch.Tensor, x: torch.Tensor) -> torch.Tensor:
-    """labels(t) for every sample of x: shape (batch,), on x's device, in x's dtype (float32 for half states).
-
-    t: one time, or a (batch,) tensor of times. The label is computed in t's own precision and rounded once.
-    """
-    dtype = torch.float32 if x.element_size() < 4 else x.dtype
-    label = torch.as_tensor(labels(t), dtype=dtype, device=x.device)
-    if label.ndim > 1 or label.numel() not in (1, x.shape[0]):
-        raise ValueError(
-            f"labels(t) has shape {tuple(label.shape)} for a batch of {x.shape[0]}; return one number for each time"
-        )
-    return label.reshape(-1).expand(x.shape[0]).contiguous()
-
-
-def as_field(net: Network, process: Process, predicts: str = "noise", *, labels: Labels | None = None) -> Field:
+def as_field(
+    net: Network,
+    process: Process,
+    predicts: str = "noise",
+    *,
+    labels: Labels | None = None,
+    learned_variance: bool = False,
+    classes: int | torch.Tensor | None = None,
+    guidance: float = 0.0,
+) -> Field:
     """The field f(t, x) = net(x, labels(t)) of a network that predicts `predicts` under `process`.
 
     net: called with x of shape (batch, *shape) and the label as a (batch,) tensor in the state's dtype (float32 for
@@ -48,26 +35,50 @@ def as_field(net: Network, process: Process, predicts: str = "noise", *, labels:
     sample under `torch.no_grad()` unless gradients are wanted.
     predicts: "noise", "score", "data" or "velocity".
     labels: from time to the network's label, a function of a float; default: see `default_labels`. A network that was
-    trained on the log-SNR takes `labels=process.half_log_snr`.
+    trained on the log-SNR takes `labels=process.half_log_snr`; `nets.labels` has `scaled` (time times a factor) and `steps`
+    (the nearest of n timesteps, as int64).
+    learned_variance: the network returns (batch, 2 C, ...) for x of shape (batch, C, ...), as improved DDPM's do (Nichol and
+    Dhariwal 2021): the first C channels are the prediction, the rest parametrises a variance, which no solver here uses
+    and which is dropped.
+    classes, guidance: for a network called as net(x, label, classes). classes is an int for all samples, or an integer
+    tensor (batch,) whose rows are those of x, so that the samples first .. first + n - 1 of a batch are a field with
+    classes[first : first + n]; -1 is no class, and None is that for all. With guidance w the prediction is
+    (1 + w) net(x, label, classes) - w net(x, label, -1), in one call (see `guided`; Ho and Salimans 2022).
 
     Raises FieldOutputError, a ValueError, when the network's output has another shape, dtype or device than x, and
-    ValueError when a module fails on a state of a dtype that none of its floating parameters has.
+    ValueError when a module fails on a state of a dtype that none of its floating parameters has, for classes that the
+    network does not have, and for an x of another number of rows than classes.
     """
     if not callable(net):
         raise TypeError(f"net must be callable as net(x, t), got {type(net).__name__}")
     to_label = default_labels(process) if labels is None else labels
+    call = guided(net, classes, guidance)
 
     def field(t: float, x: torch.Tensor) -> torch.Tensor:
         label = network_labels(to_label, t, x)
         try:
-            out = net(x, label)
+            out: torch.Tensor = call(x, label)
         except RuntimeError as error:
             _explain_dtype(net, x, error)
             raise
+        if learned_variance:
+            out = first_half(out, x)
         check_output(out, x, t, " (from the network)")
         return out
 
     return Field(process, field, predicts)
+
+
+def first_half(out: Any, x: torch.Tensor) -> torch.Tensor:
+    """out[:, :C] of a network's output (batch, 2 C, ...) for x (batch, C, ...); FieldOutputError for any other shape."""
+    wanted = (len(x), 2 * x.shape[1], *x.shape[2:]) if x.ndim > 1 else ()
+    if not isinstance(out, torch.Tensor) or tuple(out.shape) != wanted:
+        got = f"shape {tuple(out.shape)}" if isinstance(out, torch.Tensor) else f"a {type(out).__name__}"
+        raise FieldOutputError(
+            f"with learned_variance the network must return shape {wanted}, twice the channels of x of shape "
+            f"{tuple(x.shape)}, but it returned {got}; pass learned_variance=False if it returns the prediction alone"
+        )
+    return out[:, : x.shape[1]]
 
 
 def _explain_dtype(net: Network, x: torch.Tensor, error: RuntimeError) -> None:
