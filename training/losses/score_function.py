@@ -1,0 +1,128 @@
+"""The score that a network stands for, as a function of x alone, and products with its Jacobian that can be trained through."""
+
+from __future__ import annotations
+
+import difflib
+import math
+from collections.abc import Callable
+
+import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from halfbridge.kernels.arguments import accumulation
+from halfbridge.nets.adapter import Labels, Network, default_labels, network_labels
+from halfbridge.solvers.divergence import MODES, Mode
+from halfbridge.solvers.field import PREDICTIONS
+from halfbridge.solvers.jacobian import Jacobian, check_argument
+from halfbridge.solvers.processes import Process
+
+__all__ = ["Score", "quadratic_forms", "rows", "score_function", "score_jacobian"]
+
+Score = Callable[[torch.Tensor], torch.Tensor]
+"""score(x) -> like x, x of shape (batch, *shape), row i of the result a function of row i of x."""
+
+
+def score_function(
+    net: Network,
+    process: Process,
+    t: torch.Tensor,
+    *,
+    predicts: str = "noise",
+    labels: Labels | None = None,
+    dtype: torch.dtype | None = None,
+) -> Score:
+    """x -> grad log p_t(x) as `net` has it: -noise/sigma, the score, (alpha data - x)/sigma^2, or
+    -(x + (alpha/sigma) velocity)/(alpha^2 + sigma^2).
+
+    net(x, labels(t)) -> like x predicts `predicts`. t: (batch,), a time for each row of x, computed with in float64. labels: as
+    in `nets.as_field`. dtype: what the network takes, default x's own: the score of a half-precision network is differentiated
+    and squared in float32 where it is given a float32 x and the network's dtype here. The result has x's dtype.
+    ValueError for an unknown `predicts`, times that are not one for each row, and a network whose result is not like x.
+    """
+    if t.ndim != 1:
+        raise ValueError(f"t has shape {tuple(t.shape)}; give one time for each sample, t.expand(len(x)) for one of all")
+    t = t.double()
+    of_x, of_net = score_coefficients(predicts, process.alpha(t), process.sigma(t))
+    to_label = default_labels(process) if labels is None else labels
+
+    def score(x: torch.Tensor) -> torch.Tensor:
+        if len(t) != len(x):
+            raise ValueError(f"t has shape {tuple(t.shape)}; give one time for each of the {len(x)} samples of x")
+        given = x if dtype is None else x.to(dtype)
+        out = net(given, network_labels(to_label, t, given))
+        if out.shape != x.shape:
+            raise ValueError(f"the network returned shape {tuple(out.shape)} for x of shape {tuple(x.shape)}")
+
+        def like(c: torch.Tensor) -> torch.Tensor:
+            return c.to(x.device, x.dtype).view(-1, *[1] * (x.ndim - 1))
+
+        value = like(of_net) * out.to(x.dtype)
+        return value if of_x is None else value + like(of_x) * x
+
+    return score
+
+
+def score_coefficients(
+    predicts: str, alpha: torch.Tensor, sigma: torch.Tensor
+) -> tuple[torch.Tensor | None, torch.Tensor]:
+    """(c_x, c_p) with score = c_x x + c_p prediction; None where x has no part."""
+    match predicts:
+        case "noise":
+            return None, -1.0 / sigma
+        case "score":
+            return None, torch.ones_like(sigma)
+        case "data":
+            return -1.0 / sigma**2, alpha / sigma**2
+        case "velocity":
+            power = alpha**2 + sigma**2
+            return -1.0 / power, -alpha / (sigma * power)
+    near = difflib.get_close_matches(str(predicts), PREDICTIONS, n=1)
+    hint = f"; did you mean {near[0]!r}?" if near else ""
+    raise ValueError(f"predicts = {predicts!r} is not one of {', '.join(map(repr, PREDICTIONS))}{hint}")
+
+
+def score_jacobian(score: Score, x: torch.Tensor, mode: Mode = "reverse") -> Jacobian:
+    """The Jacobian of `score` at x, whose value and products keep the gradients of the network's parameters.
+
+    mode: "reverse" evaluates once and takes J^T v by a backward pass that is itself differentiated: any operation with a second
+    derivative will do, dropout too. "forward" takes J v by tangents beside the evaluation: less memory, but every operation needs
+    a forward rule, and the score must be deterministic. Attention by scaled_dot_product_attention is computed in its plain form,
+    as torch's fused kernels have neither.
+    """
+    if not callable(score):
+        raise TypeError(f"score is a {type(score).__name__}; pass a function of x alone, such as `score_function` makes")
+    if mode not in MODES:
+        near = difflib.get_close_matches(str(mode), MODES, n=1)
+        hint = f"; did you mean {near[0]!r}?" if near else ""
+        raise ValueError(f"mode = {mode!r} is not one of {', '.join(map(repr, MODES))}{hint}")
+    check_argument(score, x)
+
+    def plain(x: torch.Tensor) -> torch.Tensor:
+        with sdpa_kernel(SDPBackend.MATH):
+            return score(x)
+
+    return MODES[mode](plain, x)
+
+
+def quadratic_forms(jacobian: Jacobian, probes: torch.Tensor) -> torch.Tensor:
+    """v^T J v for each of the probes v, (probes, batch), in float32 or above. probes: (probes, batch, *shape), like x."""
+    x = jacobian.x
+    check_probes(probes, x)
+    products = jacobian.products(probes)
+    dtype = accumulation(x.dtype)
+    return (products.to(dtype) * probes).reshape(len(probes), len(x), math.prod(x.shape[1:])).sum(2)
+
+
+def rows(x: torch.Tensor) -> torch.Tensor:
+    """(batch, d) of (batch, *shape), in float32 or above."""
+    return x.reshape(len(x), math.prod(x.shape[1:])).to(accumulation(x.dtype))
+
+
+def check_probes(probes: torch.Tensor, x: torch.Tensor) -> None:
+    """Refuse probes that are not (probes, batch, *shape) in x's dtype and on its device."""
+    if probes.ndim != x.ndim + 1 or probes.shape[1:] != x.shape or not len(probes):
+        remedy = "pass probes[None] for one" if probes.shape == x.shape else "pass (probes, batch, *shape)"
+        raise ValueError(f"probes has shape {tuple(probes.shape)} for an x of shape {tuple(x.shape)}; {remedy}")
+    for name in ("dtype", "device"):
+        if getattr(probes, name) != getattr(x, name):
+            raise ValueError(f"probes has {name} {getattr(probes, name)} and x {getattr(x, name)}; pass probes.to(x)")
