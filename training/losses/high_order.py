@@ -234,7 +234,9 @@ def _identity(residual: torch.Tensor) -> torch.Tensor:
 
 def _like(name: str, value: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
     if value.shape != like.shape:
-        raise ValueError(f"{name} has shape {tuple(value.shape)} for samples of shape {tuple(like.shape)}; pass one like them")
+        raise ValueError(
+            f"{name} has shape {tuple(value.shape)} for samples of shape {tuple(like.shape)}; pass one like them"
+        )
     return value
 
 

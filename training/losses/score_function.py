@@ -40,7 +40,9 @@ def score_function(
     ValueError for an unknown `predicts`, times that are not one for each row, and a network whose result is not like x.
     """
     if t.ndim != 1:
-        raise ValueError(f"t has shape {tuple(t.shape)}; give one time for each sample, t.expand(len(x)) for one of all")
+        raise ValueError(
+            f"t has shape {tuple(t.shape)}; give one time for each sample, t.expand(len(x)) for one of all"
+        )
     t = t.double()
     of_x, of_net = score_coefficients(predicts, process.alpha(t), process.sigma(t))
     to_label = default_labels(process) if labels is None else labels
@@ -90,7 +92,9 @@ def score_jacobian(score: Score, x: torch.Tensor, mode: Mode = "reverse") -> Jac
     as torch's fused kernels have neither.
     """
     if not callable(score):
-        raise TypeError(f"score is a {type(score).__name__}; pass a function of x alone, such as `score_function` makes")
+        raise TypeError(
+            f"score is a {type(score).__name__}; pass a function of x alone, such as `score_function` makes"
+        )
     if mode not in MODES:
         near = difflib.get_close_matches(str(mode), MODES, n=1)
         hint = f"; did you mean {near[0]!r}?" if near else ""
