@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import NoReturn
 
 import halfbridge as hb
-from halfbridge import names
+from halfbridge.solvers import names
 
 __all__ = ["main"]
 

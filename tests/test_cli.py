@@ -7,8 +7,8 @@ import sys
 import pytest
 
 import halfbridge as hb
-from halfbridge import names
 from halfbridge.cli import main
+from halfbridge.solvers import names
 
 
 def run(capsys, *arguments):

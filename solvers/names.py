@@ -14,45 +14,53 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-import halfbridge as hb
+from halfbridge.solvers import processes
+from halfbridge.solvers.ancestral import Ancestral, ReverseDiffusion
+from halfbridge.solvers.ddim import DDIM
+from halfbridge.solvers.dpm import DPMSolver, DPMSolverPP
+from halfbridge.solvers.euler import EulerMaruyama
 from halfbridge.solvers.grids import half_log_snr, karras, quadratic, uniform
+from halfbridge.solvers.heun import Heun
+from halfbridge.solvers.langevin import Langevin, PredictorCorrector
+from halfbridge.solvers.processes import Process
+from halfbridge.solvers.solver import Solver
 
 __all__ = ["GRIDS", "PROCESSES", "SOLVERS", "grid", "load_solver", "process", "solver"]
 
 Makers = Mapping[str, Callable[..., Any]]
 
 
-def _ddpm(steps: int = 1000, first: float = 1e-4, last: float = 0.02) -> hb.DiscreteVP:
+def _ddpm(steps: int = 1000, first: float = 1e-4, last: float = 0.02) -> processes.DiscreteVP:
     """Betas evenly spaced from `first` to `last` (Ho, Jain and Abbeel 2020)."""
-    return hb.DiscreteVP([first + (last - first) * k / max(steps - 1, 1) for k in range(steps)])
+    return processes.DiscreteVP([first + (last - first) * k / max(steps - 1, 1) for k in range(steps)])
 
 
 SOLVERS: Makers = {
-    "EulerMaruyama": hb.EulerMaruyama,
-    "ReverseDiffusion": hb.ReverseDiffusion,
-    "Ancestral": hb.Ancestral,
-    "DDIM": hb.DDIM,
-    "Heun": hb.Heun,
-    "DPMSolver": hb.DPMSolver,
-    "DPMSolverPP": hb.DPMSolverPP,
-    "Langevin": hb.Langevin,
-    "PredictorCorrector": hb.PredictorCorrector,
-    "dpm1": lambda: hb.DPMSolver(order=1),
-    "dpm2": lambda: hb.DPMSolver(order=2),
-    "dpm3": lambda: hb.DPMSolver(order=3),
-    "dpmpp": hb.DPMSolverPP,
-    "em": hb.EulerMaruyama,
-    "pc": lambda: hb.PredictorCorrector(hb.ReverseDiffusion(), hb.Langevin()),
+    "EulerMaruyama": EulerMaruyama,
+    "ReverseDiffusion": ReverseDiffusion,
+    "Ancestral": Ancestral,
+    "DDIM": DDIM,
+    "Heun": Heun,
+    "DPMSolver": DPMSolver,
+    "DPMSolverPP": DPMSolverPP,
+    "Langevin": Langevin,
+    "PredictorCorrector": PredictorCorrector,
+    "dpm1": lambda: DPMSolver(order=1),
+    "dpm2": lambda: DPMSolver(order=2),
+    "dpm3": lambda: DPMSolver(order=3),
+    "dpmpp": DPMSolverPP,
+    "em": EulerMaruyama,
+    "pc": lambda: PredictorCorrector(ReverseDiffusion(), Langevin()),
 }
 PROCESSES: Makers = {
-    "VP": hb.VP,
-    "CosineVP": hb.CosineVP,
-    "SubVP": hb.SubVP,
-    "VE": hb.VE,
-    "EDM": hb.EDM,
-    "OU": hb.OU,
-    "Brownian": hb.Brownian,
-    "DiscreteVP": hb.DiscreteVP,
+    "VP": processes.VP,
+    "CosineVP": processes.CosineVP,
+    "SubVP": processes.SubVP,
+    "VE": processes.VE,
+    "EDM": processes.EDM,
+    "OU": processes.OU,
+    "Brownian": processes.Brownian,
+    "DiscreteVP": processes.DiscreteVP,
     "ddpm": _ddpm,
 }
 GRIDS: Makers = {
@@ -63,15 +71,15 @@ GRIDS: Makers = {
 }
 
 
-def solver(text: str) -> hb.Solver:
+def solver(text: str) -> Solver:
     """The solver that `text` names. Raises ValueError, with the nearest name, if none is."""
-    made: hb.Solver = _make(text, SOLVERS, "solver")
+    made: Solver = _make(text, SOLVERS, "solver")
     return made
 
 
-def process(text: str) -> hb.Process:
+def process(text: str) -> Process:
     """The process that `text` names; `ddpm` is DiscreteVP with the 1000 linear betas. Raises ValueError as `solver`."""
-    made: hb.Process = _make(text, PROCESSES, "process")
+    made: Process = _make(text, PROCESSES, "process")
     return made
 
 
@@ -81,7 +89,7 @@ def grid(text: str) -> Callable[..., Any]:
     return made
 
 
-def load_solver(text: str) -> hb.Solver:
+def load_solver(text: str) -> Solver:
     """A solver by name, or the class (or object) `module:Class` of a user's module on the path or in this folder."""
     module_name, colon, attribute = text.partition(":")
     if not colon:
@@ -93,7 +101,7 @@ def load_solver(text: str) -> hb.Solver:
     if found is None:
         raise ValueError(f"module {module_name!r} has no {attribute!r}{_hint(attribute, dir(module))}")
     made = found() if isinstance(found, type) else found
-    if not isinstance(made, hb.Solver):
+    if not isinstance(made, Solver):
         raise TypeError(f"{text} is a {type(made).__name__}, not a solver: derive it from halfbridge.Solver")
     return made
 
