@@ -8,17 +8,16 @@ import torch
 from halfbridge.kernels.philox import check_first, check_seed, sample_words, words
 
 __all__ = [
-    "BOUND", "CHOICE", "DEQUANTISE", "PROBES", "TIMES", "TRAINING", "TRAINING_CLASSES", "TRAINING_MODULES", "TRAINING_TIMES",
-    "choice_words",
+    "BOUND", "CHOICE", "DEQUANTISE", "PROBES", "TIMES", "TRAINING", "TRAINING_CLASSES", "TRAINING_MODULES",
+    "TRAINING_ORDER", "TRAINING_TIMES", "choice_words",
 ]  # fmt: skip
 
 PROBES = 1 << 31  # and on: vectors that estimate a divergence
 BOUND = 3 << 30  # and on: normals of `elbo`; probes come to these after 2^30 of their own
-TRAINING = (
-    7 << 29
-)  # and on: normals of a training step's examples; those of `elbo` come to these after 2^29 of their own
+TRAINING = 7 << 29  # and on: normals of a training step; those of `elbo` come to these after 2^29 of their own
 TRAINING_MODULES = 2**32 - 7  # seeds of the generator that dropout draws from in training
 TRAINING_CLASSES = 2**32 - 6  # uniform numbers that choose which examples lose their class
+TRAINING_ORDER = 2**32 - 5  # keys whose order is that of the examples in a pass over the data
 TRAINING_TIMES = 2**32 - 4  # the uniform number that places a training step's times
 TIMES = 2**32 - 3  # uniform numbers that place the times of `elbo`
 DEQUANTISE = 2**32 - 2  # uniform numbers between two levels of an image
