@@ -11,8 +11,11 @@ from typing import Any
 import torch
 
 from halfbridge.training.data import order
+from halfbridge.training.data.arrays import SUFFIXES, read_arrays
 from halfbridge.training.data.dataset import Dataset
 from halfbridge.training.data.digits import digits
+from halfbridge.training.data.folder import read_folder, resized_rows
+from halfbridge.training.data.idx import find_idx, read_idx
 from halfbridge.training.data.points import Points, labelled_checkerboard, labelled_moons, labelled_ring, swiss_roll
 from halfbridge.training.data.raw import Raw
 
@@ -53,7 +56,7 @@ def load(
       whose labels are read from the file beside it where there is one. Fashion-MNIST and KMNIST are the same.
     - .npz: arrays x_train, y_train, x_test, y_test (Keras' mnist.npz), or images and labels, or a single array; .npy.
       uint8 is images, (n, height, width), (n, height, width, channels) or (n, channels, height, width), 1 or 3 channels;
-      floats are taken as they are, (n, *shape). Pickled objects are refused.
+      floats, (n, *shape), are not scaled, only made float32. Pickled objects are refused.
     - A folder of images: one sub-folder for each class, or images alone (no classes); or such folders named train, test
       and val. Read with Pillow, in sorted order; hidden files and those that are no images are passed over. All become
       RGB unless all are gray; `gray` = True or False asks for one of the two.
@@ -133,12 +136,52 @@ def _draw(name: str, n: int, seed: int) -> Dataset:
 def _read(name: str | None, name_or_path: str | Path, split: str | None, size: Size, gray: bool | None) -> Raw:
     """The whole set, or the part of it that `split` names where it comes in parts."""
     if name is None:
-        raise FileNotFoundError(f"there is no file or folder {name_or_path!s} ({Path(name_or_path).resolve()})")
+        return _read_path(Path(name_or_path).expanduser(), split, _height_and_width(size), gray)
     for key, value in (("size", size), ("gray", gray)):
         if value is not None:
             raise ValueError(f"{key} = {value!r}: the digits are gray images of 8x8 pixels of 17 levels; leave it out")
     images, labels = digits(dtype=torch.float64)
     return Raw(((images + 1.0) * 8.0).round().to(torch.uint8), labels, tuple("0123456789"), levels=17)
+
+
+def _read_path(path: Path, split: str | None, size: tuple[int, int] | None, gray: bool | None) -> Raw:
+    if not path.exists():
+        raise FileNotFoundError(f"there is no file or folder {path} ({path.resolve()})")
+    files = find_idx(path, split)
+    if files is None and path.is_dir():
+        return read_folder(path, split, size, gray)
+    if gray is not None:
+        raise ValueError(f"gray = {gray}: only folders of images are converted, {path} is kept as it is; leave it out")
+    if files is not None:
+        images = read_idx(files.images, dims=3)[:, None]
+        labels = None if files.labels is None else read_idx(files.labels, dims=1).long()
+        if labels is not None and len(labels) != len(images):
+            raise ValueError(f"{files.images} has {len(images)} images and {files.labels} {len(labels)} labels")
+        names = None if labels is None or not len(labels) else tuple(map(str, range(int(labels.max()) + 1)))
+        raw = Raw(images, labels, names, own_split=files.own_split)
+    elif path.suffix.lower() in SUFFIXES:
+        raw = read_arrays(path, split)
+    else:
+        raise ValueError(
+            f"{path} is no data that can be read: pass MNIST's idx files or their folder, an .npz or .npy file, or a folder "
+            "of images"
+        )
+    if raw.values.numel() == 0:
+        raise ValueError(f"{path} is empty: its array has shape {tuple(raw.values.shape)}")
+    if size is None:
+        return raw
+    if raw.values.is_floating_point():
+        raise ValueError(f"size = {size}: {path} holds floats, and only uint8 images are resized; leave it out")
+    return raw._replace(values=resized_rows(raw.values, size))
+
+
+def _height_and_width(size: Size) -> tuple[int, int] | None:
+    if size is None:
+        return None
+    sides = (size, size) if isinstance(size, int) else tuple(size)
+    if len(sides) != 2 or not all(type(side) is int and side >= 1 for side in sides):
+        raise ValueError(f"size = {size!r} must be a number of pixels, or (height, width), each at least 1")
+    return sides[0], sides[1]
 
 
 def _select(

@@ -1,0 +1,115 @@
+"""The order of training: every example once a pass, at any step without replay, and uniform over permutations."""
+
+import itertools
+import math
+
+import pytest
+import torch
+
+from halfbridge.kernels.philox import words
+from halfbridge.training.data import order
+from halfbridge.training.data.order import shuffled
+
+
+@pytest.mark.parametrize(("n", "batch"), [(1, 3), (7, 1), (10, 4), (10, 10), (10, 25), (64, 7)])
+def test_every_pass_has_every_example_once_whatever_the_batch(n, batch):
+    steps = math.lcm(n, batch) * 3 // batch
+    rows = torch.cat([shuffled(n, 5, step, batch) for step in range(steps)])
+    passes = rows.reshape(-1, n)
+    assert torch.equal(passes.sort(dim=1).values, torch.arange(n).expand(len(passes), n))
+
+
+def test_batches_of_any_size_read_one_sequence():
+    whole = shuffled(13, 2, 0, 390)
+    for batch in (1, 5, 13, 39):
+        assert torch.equal(torch.cat([shuffled(13, 2, step, batch) for step in range(390 // batch)]), whole)
+
+
+def test_the_batch_is_a_function_of_its_arguments_alone():
+    late = shuffled(101, 9, 12345, 8)
+    late_copy = late.clone()
+    late[:] = -1  # what a caller does to his batch stays his
+    order._permutation.cache_clear()
+    with torch.inference_mode(), torch.device("meta"):
+        torch.manual_seed(1)
+        again = shuffled(101, 9, 12345, 8)
+    assert torch.equal(again, late_copy)
+    assert again.device.type == "cpu"
+    assert not shuffled(101, 9, 12345, 8).is_inference()
+    assert torch.equal(shuffled(101, 9, 12345, 8), late_copy)
+
+
+def test_passes_and_seeds_have_orders_of_their_own():
+    orders = [shuffled(20, seed, step, 20) for seed in (0, 1, 2**32, 2**63) for step in (0, 1, 2, 2**32, 2**33)]
+    for a, b in itertools.combinations(orders, 2):
+        assert not torch.equal(a, b)
+
+
+def test_a_permutation_sorts_the_documented_words_of_philox():
+    n, seed, step = 9, 2**40 + 3, 2**32 + 5
+    keys = []
+    for row in range(n):
+        counter = [torch.tensor([c]) for c in (row // 2, 2**32 - 5, 5, 1)]
+        w = [int(x) for x in words(counter[0], counter[1], (counter[2], counter[3]), seed)]
+        high, low = w[2 * (row % 2) : 2 * (row % 2) + 2]
+        keys.append(((high << 32) + low + 2**63) % 2**64)  # as a signed number sorts
+    assert shuffled(n, seed, step, n).tolist() == sorted(range(n), key=keys.__getitem__)
+
+
+def test_permutations_of_four_are_equally_likely():
+    """4800 passes over 24 permutations: chi-squared has mean 23 and standard deviation sqrt(46); 5 of them allowed."""
+    passes = shuffled(4, 11, 0, 19200).reshape(-1, 4)
+    counts = (passes * torch.tensor([64, 16, 4, 1])).sum(1).unique(return_counts=True)[1]
+    assert len(counts) == 24
+    chi2 = ((counts - 200.0) ** 2 / 200.0).sum().item()
+    assert abs(chi2 - 23.0) < 5.0 * math.sqrt(2 * 23)
+
+
+def test_each_example_is_first_equally_often():
+    """3000 seeds over 10 places, each place 300 times within 5 standard errors, sqrt(3000 * 0.09) = 16.4."""
+    first = torch.stack([shuffled(10, seed, 0, 1) for seed in range(3000)]).flatten()
+    assert ((first.bincount(minlength=10) - 300).abs() < 5.0 * math.sqrt(3000 * 0.1 * 0.9)).all()
+
+
+def test_a_split_deals_every_row_once_and_takes_no_pass_of_training():
+    for n, fraction, held in ((2, 0.9, 1), (10, 0.01, 1), (10, 0.25, 2), (1000, 0.1, 100)):
+        train, holdout = order.split(n, fraction, seed=4)
+        assert len(holdout) == held
+        assert torch.equal(torch.cat([train, holdout]).sort().values, torch.arange(n))
+        assert (train.diff() > 0).all()
+        assert (holdout.diff() > 0).all()
+    split = order.split(1000, 0.1, seed=4)
+    assert torch.equal(split.holdout, order.split(1000, 0.1, seed=4).holdout)
+    assert not torch.equal(split.holdout, order.split(1000, 0.1, seed=5).holdout)
+    assert not torch.equal(split.holdout, shuffled(1000, 4, 0, 100).sort().values)
+    assert not torch.equal(split.holdout, order.pick(1000, 100, seed=4))
+
+
+def test_a_larger_pick_adds_to_a_smaller_one():
+    small, large = (set(order.pick(50, count, seed=3).tolist()) for count in (10, 20))
+    assert len(small) == 10
+    assert small < large
+    assert order.pick(50, 50, seed=3).tolist() == list(range(50))
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: shuffled(0, 0, 0, 1), "`n` = 0"),
+        (lambda: shuffled(5, 0, 0, 0), "`batch` = 0"),
+        (lambda: shuffled(5, 0, -1, 2), "`step` = -1"),
+        (lambda: shuffled(5, -1, 0, 2), "`seed` = -1"),
+        (lambda: shuffled(1, 0, 2**62, 8), "beyond the last pass"),
+        (lambda: order.split(1, 0.5, 0), "n = 1 rows cannot be split"),
+        (lambda: order.split(5, 1.0, 0), r"fraction = 1\.0"),
+        (lambda: order.pick(5, 6, 0), "count = 6 is more than the 5"),
+    ],
+)
+def test_bad_numbers_are_refused_by_name(call, message):
+    with pytest.raises(ValueError, match=message):
+        call()
+
+
+def test_a_number_of_rows_is_an_integer():
+    with pytest.raises(TypeError, match=r"`n` must be an integer, got 5\.0"):
+        shuffled(5.0, 0, 0, 1)
