@@ -178,7 +178,7 @@ def _read_path(path: Path, split: str | None, size: tuple[int, int] | None, gray
 def _height_and_width(size: Size) -> tuple[int, int] | None:
     if size is None:
         return None
-    sides = (size, size) if isinstance(size, int) else tuple(size)
+    sides = tuple(size) if isinstance(size, (tuple, list)) else (size, size)
     if len(sides) != 2 or not all(type(side) is int and side >= 1 for side in sides):
         raise ValueError(f"size = {size!r} must be a number of pixels, or (height, width), each at least 1")
     return sides[0], sides[1]
