@@ -138,6 +138,12 @@ def test_a_noiseless_swiss_roll_lies_on_its_spiral():
     assert abs(middle - 500) < 5 * math.sqrt(1000 / 4)
 
 
+def test_the_noise_of_the_swiss_roll_is_a_fifth():
+    """Against the same seed without noise: 8000 normals of standard deviation 0.2, within 5 standard errors."""
+    z = data.swiss_roll(4000, 2, dtype=torch.float64) - data.swiss_roll(4000, 2, noise=0.0, dtype=torch.float64)
+    assert abs(z.square().mean().sqrt().item() - 0.2) < 5 * 0.2 / math.sqrt(2 * 8000)
+
+
 @pytest.mark.parametrize("draw", [data.moons, data.checkerboard, data.swiss_roll, labelled_ring])
 def test_laws_need_at_least_one_point(draw):
     with pytest.raises(ValueError, match="n = 0 must be at least 1"):

@@ -3,6 +3,7 @@
 import itertools
 import math
 
+import numpy as np
 import pytest
 import torch
 
@@ -28,7 +29,8 @@ def test_batches_of_any_size_read_one_sequence():
 def test_the_batch_is_a_function_of_its_arguments_alone():
     late = shuffled(101, 9, 12345, 8)
     late_copy = late.clone()
-    late[:] = -1  # what a caller does to his batch stays his
+    late[:] = -1
+    assert torch.equal(shuffled(101, 9, 12345, 8), late_copy)  # what a caller does to a batch stays with the caller
     order._permutation.cache_clear()
     with torch.inference_mode(), torch.device("meta"):
         torch.manual_seed(1)
@@ -46,14 +48,14 @@ def test_passes_and_seeds_have_orders_of_their_own():
 
 
 def test_a_permutation_sorts_the_documented_words_of_philox():
-    n, seed, step = 9, 2**40 + 3, 2**32 + 5
-    keys = []
-    for row in range(n):
-        counter = [torch.tensor([c]) for c in (row // 2, 2**32 - 5, 5, 1)]
-        w = [int(x) for x in words(counter[0], counter[1], (counter[2], counter[3]), seed)]
-        high, low = w[2 * (row % 2) : 2 * (row % 2) + 2]
-        keys.append(((high << 32) + low + 2**63) % 2**64)  # as a signed number sorts
-    assert shuffled(n, seed, step, n).tolist() == sorted(range(n), key=keys.__getitem__)
+    """300001 rows: of so many, ten pairs share their first word, so that the second decides."""
+    n, seed, step = 300001, 2**40 + 3, 2**32 + 5
+    block = torch.arange(n // 2 + 1)
+    draw, low, high = (torch.tensor([c]) for c in (2**32 - 5, 5, 1))
+    w = torch.stack(words(block, draw, (low, high), seed), dim=1).reshape(-1, 2)[:n].numpy()
+    major = (w[:, 0] + 2**31) % 2**32  # as signed numbers sort
+    assert len(np.unique(major)) < n
+    assert np.array_equal(shuffled(n, seed, step, n).numpy(), np.lexsort((w[:, 1], major)))
 
 
 def test_permutations_of_four_are_equally_likely():
