@@ -112,13 +112,16 @@ def _known(name_or_path: str | Path) -> str | None:
     path = Path(name_or_path).expanduser()
     if path.exists() or len(path.parts) != 1 or path.suffix or name_or_path.startswith("~"):
         return None
-    files = "pass the path of its files (a folder of MNIST's idx files or of images, an .npz or .npy file), nothing is downloaded"
     near = difflib.get_close_matches(asked, folded, n=1, cutoff=0.6)
-    hint = f"did you mean {folded[near[0]]!r}?" if near else f"there are {', '.join(NAMES)};"
     if asked.endswith("mnist") or asked.startswith("cifar"):
-        hint = ""
+        hint = "nothing is downloaded, pass the path of its files"
+    elif near:
+        hint = f"did you mean {folded[near[0]]!r}? Or pass a path"
+    else:
+        hint = f"there are {', '.join(NAMES)}; or pass a path"
     raise ValueError(
-        f"there is no data {name_or_path!r}, neither by name nor as a path; {hint} {files}".replace("  ", " ")
+        f"there is no data {name_or_path!r}, neither by name nor as a path; {hint} (a folder of MNIST's idx files or of "
+        "images, an .npz or .npy file)"
     )
 
 
