@@ -152,8 +152,12 @@ class LogSNR(Sinusoidal):
         t = label.double()
         if isinstance(self.process, DiscreteVP):
             t = t + 1.0
-            t = torch.where(t <= self.process.T, t, torch.nan)  # there is no beta to look up beyond
-        out = super().forward(self.process._half_log_snr(t))
+            known = t <= self.process.T
+            # Beyond T there is no beta to look up: an index out of range would stop a GPU's whole program.
+            lambda_ = torch.where(known, self.process._half_log_snr(torch.where(known, t, self.process.T)), torch.nan)
+        else:
+            lambda_ = self.process._half_log_snr(t)
+        out = super().forward(lambda_)
         return out.to(label.dtype if label.is_floating_point() else torch.float32)
 
     def extra_repr(self) -> str:
