@@ -134,8 +134,9 @@ class LogSNR(Sinusoidal):
 
     label: as `default_labels(process)` gives it: the time, or for DiscreteVP the step minus 1. lambda, the angles, the
     sines and cosines are computed in float64 and rounded to the label's dtype, so the rounding of the label is all there
-    is. process: a process, or its description. A label whose time has no lambda (0, or beyond the steps of a DiscreteVP)
-    gives NaN and no error, which would take a read-back from the device at each call; every t in [t_min, T] has one.
+    is. process: a process, or its description. A label whose time has no lambda (0 or below, or beyond the steps of a
+    DiscreteVP) gives NaN and no error, for which it would be read back from the device at each call; every t in
+    [t_min, T] has one.
     """
 
     def __init__(
@@ -150,14 +151,13 @@ class LogSNR(Sinusoidal):
 
     def forward(self, label: torch.Tensor) -> torch.Tensor:
         t = label.double()
+        last = math.inf
         if isinstance(self.process, DiscreteVP):
-            t = t + 1.0
-            known = t <= self.process.T
             # Beyond T there is no beta to look up: an index out of range would stop a GPU's whole program.
-            lambda_ = torch.where(known, self.process._half_log_snr(torch.where(known, t, self.process.T)), torch.nan)
-        else:
-            lambda_ = self.process._half_log_snr(t)
-        out = super().forward(lambda_)
+            t, last = t + 1.0, self.process.T
+        known = (t > 0) & (t <= last)
+        half_log_snr = self.process._half_log_snr(torch.where(known, t, self.process.T))
+        out = super().forward(torch.where(known, half_log_snr, torch.nan))
         return out.to(label.dtype if label.is_floating_point() else torch.float32)
 
     def extra_repr(self) -> str:
