@@ -47,14 +47,15 @@ def build(description: Mapping[str, Any]) -> torch.nn.Module:
     if not isinstance(name, str) or name not in TYPES:
         raise ValueError(f"description has type = {name!r}, which is no network{_near(name, list(TYPES))}")
     kind = _type(name)
-    known = [*inspect.signature(kind).parameters]
+    parameters = inspect.signature(kind).parameters
+    known = [key for key, argument in parameters.items() if argument.kind is not argument.VAR_KEYWORD]
     for key in arguments:
-        if key not in known:
+        if key not in known and len(known) == len(parameters):  # a class that takes others checks them itself
             raise ValueError(f"{name} has no argument {key!r}, only {', '.join(known)}{_near(key, known)}")
     if isinstance(arguments.get("net"), Mapping):
         arguments["net"] = build(arguments["net"])
-    for key, argument in inspect.signature(kind).parameters.items():
-        if argument.default is argument.empty and key not in arguments:
+    for key in known:
+        if parameters[key].default is inspect.Parameter.empty and key not in arguments:
             raise ValueError(f"description of {name} lacks {key!r}, which has no default")
     net: torch.nn.Module = kind(**arguments)
     return net
