@@ -1,6 +1,11 @@
 """Training losses, a file a family; each gives one number a sample."""
 
+from halfbridge.training.losses.ddpm import ddpm_elbo, ddpm_loss, hybrid_loss, prior_kl
+from halfbridge.training.losses.decoders import Discretised, gaussian_nll
 from halfbridge.training.losses.denoising import denoising_loss, target, to_noise_error
+from halfbridge.training.losses.edm import COLUMNS, IDDPMLevels, LogUniform, VPLevels, edm_loss
+from halfbridge.training.losses.ncsn import LevelLabels, geometric_levels, level_times, ncsn_loss
+from halfbridge.training.losses.schedule import LearnedSchedule, LearnedVP
 from halfbridge.training.losses.times import (
     TIMES,
     Drawn,
@@ -13,6 +18,7 @@ from halfbridge.training.losses.times import (
     sample_times,
     time_span,
 )
+from halfbridge.training.losses.vdm import learned_vdm_loss, reconstruction, vdm_discrete_loss, vdm_loss
 from halfbridge.training.losses.weighting import (
     WEIGHTINGS,
     EDMWeight,
@@ -24,24 +30,45 @@ from halfbridge.training.losses.weighting import (
 )
 
 __all__ = [
+    "COLUMNS",
     "TIMES",
     "WEIGHTINGS",
+    "Discretised",
     "Drawn",
     "EDMWeight",
+    "IDDPMLevels",
     "Importance",
+    "LearnedSchedule",
+    "LearnedVP",
+    "LevelLabels",
     "LogNormal",
+    "LogUniform",
     "MinSNR",
     "Sigmoid",
     "TimeLaw",
     "Times",
+    "VPLevels",
     "Weight",
     "Weighting",
     "correction",
+    "ddpm_elbo",
+    "ddpm_loss",
     "denoising_loss",
     "draw_times",
+    "edm_loss",
+    "gaussian_nll",
+    "geometric_levels",
+    "hybrid_loss",
+    "learned_vdm_loss",
+    "level_times",
+    "ncsn_loss",
     "noise_weight",
+    "prior_kl",
+    "reconstruction",
     "sample_times",
     "target",
     "time_span",
     "to_noise_error",
+    "vdm_discrete_loss",
+    "vdm_loss",
 ]

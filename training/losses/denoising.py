@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import difflib
+
 import torch
 
 from halfbridge.nets.adapter import Labels, Network, default_labels, network_labels
@@ -14,6 +16,7 @@ __all__ = ["denoising_loss", "target", "to_noise_error"]
 
 def to_noise_error(predicts: str, alpha: torch.Tensor, sigma: torch.Tensor) -> torch.Tensor:
     """|noise error| per |prediction error| at equal x_t: 1, sigma, alpha / sigma or alpha / (alpha^2 + sigma^2)."""
+    check_predicts(predicts)
     match predicts:
         case "noise":
             return torch.ones_like(sigma)
@@ -23,11 +26,12 @@ def to_noise_error(predicts: str, alpha: torch.Tensor, sigma: torch.Tensor) -> t
             return alpha / sigma
         case "velocity":
             return alpha / (alpha**2 + sigma**2)
-    raise ValueError(f"predicts = {predicts!r} is not one of {', '.join(map(repr, PREDICTIONS))}")
+    raise AssertionError(predicts)
 
 
 def target(predicts: str, alpha: torch.Tensor, sigma: torch.Tensor, x0: torch.Tensor, z: torch.Tensor) -> torch.Tensor:
     """The unbiased target: z, -z / sigma, x0 or alpha z - sigma x0; its mean given x_t is what the field is."""
+    check_predicts(predicts)
     match predicts:
         case "noise":
             return z
@@ -37,7 +41,7 @@ def target(predicts: str, alpha: torch.Tensor, sigma: torch.Tensor, x0: torch.Te
             return x0
         case "velocity":
             return alpha * z - sigma * x0
-    raise ValueError(f"predicts = {predicts!r} is not one of {', '.join(map(repr, PREDICTIONS))}")
+    raise AssertionError(predicts)
 
 
 def denoising_loss(
@@ -77,7 +81,20 @@ def denoising_loss(
 
     x_t = process.perturb(t, x0, z)
     out = net(x_t, network_labels(default_labels(process) if labels is None else labels, t, x0))
-    if out.shape != x0.shape:
-        raise ValueError(f"the network returned shape {tuple(out.shape)} for x of shape {tuple(x0.shape)}")
+    check_prediction(out, x0)
     error = out - target(predicts, like(alpha), like(sigma), x0.to(work), z.to(work))
     return scale.to(work) * error.flatten(1).square().mean(dim=1)
+
+
+def check_prediction(out: torch.Tensor, x0: torch.Tensor) -> None:
+    """ValueError unless the network returned what has x0's shape."""
+    if out.shape != x0.shape:
+        raise ValueError(f"the network returned shape {tuple(out.shape)} for x of shape {tuple(x0.shape)}")
+
+
+def check_predicts(predicts: str) -> None:
+    """ValueError for what no network predicts."""
+    if predicts not in PREDICTIONS:
+        near = difflib.get_close_matches(str(predicts), PREDICTIONS, n=1)
+        hint = f"; did you mean {near[0]!r}?" if near else ""
+        raise ValueError(f"predicts = {predicts!r} is not one of {', '.join(map(repr, PREDICTIONS))}{hint}")

@@ -7,13 +7,12 @@ is importance sampling, and p is chosen for a small variance.
 
 from __future__ import annotations
 
-import dataclasses
 import difflib
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 
@@ -27,11 +26,9 @@ __all__ = [
     "TimeLaw",
     "Times",
     "correction",
-    "describe_times",
     "draw_times",
     "sample_times",
     "time_span",
-    "times_from",
 ]
 
 
@@ -126,8 +123,6 @@ TIMES: dict[str, Callable[[Process, torch.Tensor], Drawn]] = {
 "log_normal"    `LogNormal()`, a part of the loss
 """
 
-PARAMETRIC: dict[str, type[TimeLaw]] = {"log_normal": LogNormal}
-
 
 def draw_times(process: Process, u: torch.Tensor, times: Times = "uniform") -> Drawn:
     """Training times from u (n,), uniform in (0, 1), float64, with 1/p(t) where the law is one to correct for."""
@@ -142,7 +137,11 @@ def draw_times(process: Process, u: torch.Tensor, times: Times = "uniform") -> D
                 f"times(u) returned shapes {shapes} for u of shape {tuple(u.shape)}; return one of each a row"
             )
         return Drawn(t, inverse)
-    return TIMES[_known(times)](process, u)
+    if times in TIMES:
+        return TIMES[times](process, u)
+    near = difflib.get_close_matches(str(times), TIMES, n=1)
+    hint = f"did you mean {near[0]!r}?" if near else "pass one, or a function of u in (0, 1)"
+    raise ValueError(f"times = {times!r} is not one of {', '.join(map(repr, TIMES))}; {hint}")
 
 
 def sample_times(process: Process, u: torch.Tensor, times: Times = "uniform") -> torch.Tensor:
@@ -172,39 +171,3 @@ def correction(
             "a function that returns (t, 1/p)"
         )
     return 1.0
-
-
-def describe_times(times: Times) -> str | dict[str, Any]:
-    """A name, or {"type": name, **parameters}: JSON that `times_from` takes back. ValueError for a function."""
-    if isinstance(times, str):
-        return _known(times)
-    for name, kind in PARAMETRIC.items():
-        if type(times) is kind:
-            return {"type": name, **dataclasses.asdict(times)}  # type: ignore[call-overload]
-    raise ValueError(
-        f"times = {times!r} cannot be written down; pass a name ({', '.join(map(repr, TIMES))}) or "
-        f"{', '.join(kind.__name__ for kind in PARAMETRIC.values())}"
-    )
-
-
-def times_from(description: Times | Mapping[str, Any]) -> Times:
-    """The times of a description by `describe_times`; what are times already are checked and returned."""
-    if isinstance(description, Mapping):
-        parameters = dict(description)
-        name = _known(parameters.pop("type", None))
-        if name not in PARAMETRIC:
-            raise ValueError(f"times = {dict(description)!r}: {name!r} has no parameters; pass the name alone")
-        try:
-            return PARAMETRIC[name](**parameters)
-        except TypeError as error:
-            fields = ", ".join(f.name for f in dataclasses.fields(PARAMETRIC[name]))  # type: ignore[arg-type]
-            raise ValueError(f"times = {dict(description)!r}: {name!r} takes {fields}") from error
-    return _known(description) if isinstance(description, str) else description
-
-
-def _known(name: Any) -> str:
-    if name in TIMES:
-        return str(name)
-    near = difflib.get_close_matches(str(name), TIMES, n=1)
-    hint = f"did you mean {near[0]!r}?" if near else "pass one, or a function of u in (0, 1)"
-    raise ValueError(f"times = {name!r} is not one of {', '.join(map(repr, TIMES))}; {hint}")

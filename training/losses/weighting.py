@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import dataclasses
 import difflib
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 
@@ -21,9 +19,7 @@ __all__ = [
     "Sigmoid",
     "Weight",
     "Weighting",
-    "describe_weighting",
     "noise_weight",
-    "weighting_from",
 ]
 
 
@@ -106,8 +102,6 @@ WEIGHTINGS: dict[str, Callable[[Process, torch.Tensor], torch.Tensor]] = {
 "data" is 1 on the data's error (Salimans and Ho 2022's "truncated SNR" without its truncation), "velocity" 1 on the
 velocity's; the last three are `MinSNR`, `EDMWeight` and `Sigmoid` with their defaults."""
 
-PARAMETRIC: dict[str, type[Weight]] = {"min_snr": MinSNR, "edm": EDMWeight, "sigmoid": Sigmoid}
-
 
 def noise_weight(weighting: Weighting, process: Process, t: torch.Tensor) -> torch.Tensor:
     """The weight of |noise error|^2 at the times t. ValueError for an unknown name."""
@@ -115,40 +109,8 @@ def noise_weight(weighting: Weighting, process: Process, t: torch.Tensor) -> tor
         return weighting(process, t)
     if callable(weighting):
         return weighting(t)
-    return WEIGHTINGS[_known(weighting)](process, t)
-
-
-def describe_weighting(weighting: Weighting) -> str | dict[str, Any]:
-    """A name, or {"type": name, **parameters}: JSON that `weighting_from` takes back. ValueError for a function."""
-    if isinstance(weighting, str):
-        return _known(weighting)
-    for name, kind in PARAMETRIC.items():
-        if type(weighting) is kind:
-            return {"type": name, **dataclasses.asdict(weighting)}  # type: ignore[call-overload]
-    raise ValueError(
-        f"weighting = {weighting!r} cannot be written down; pass a name ({', '.join(map(repr, WEIGHTINGS))}) or one of "
-        f"{', '.join(kind.__name__ for kind in PARAMETRIC.values())}"
-    )
-
-
-def weighting_from(description: Weighting | Mapping[str, Any]) -> Weighting:
-    """The weighting of a description by `describe_weighting`; what is a weighting already is checked and returned."""
-    if isinstance(description, Mapping):
-        parameters = dict(description)
-        name = _known(parameters.pop("type", None))
-        if name not in PARAMETRIC:
-            raise ValueError(f"weighting = {dict(description)!r}: {name!r} has no parameters; pass the name alone")
-        try:
-            return PARAMETRIC[name](**parameters)
-        except TypeError as error:
-            fields = ", ".join(f.name for f in dataclasses.fields(PARAMETRIC[name]))  # type: ignore[arg-type]
-            raise ValueError(f"weighting = {dict(description)!r}: {name!r} takes {fields}") from error
-    return _known(description) if isinstance(description, str) else description
-
-
-def _known(name: Any) -> str:
-    if name in WEIGHTINGS:
-        return str(name)
-    near = difflib.get_close_matches(str(name), WEIGHTINGS, n=1)
+    if weighting in WEIGHTINGS:
+        return WEIGHTINGS[weighting](process, t)
+    near = difflib.get_close_matches(str(weighting), WEIGHTINGS, n=1)
     hint = f"did you mean {near[0]!r}?" if near else "pass one, or a function of t"
-    raise ValueError(f"weighting = {name!r} is not one of {', '.join(map(repr, WEIGHTINGS))}; {hint}")
+    raise ValueError(f"weighting = {weighting!r} is not one of {', '.join(map(repr, WEIGHTINGS))}; {hint}")

@@ -9,29 +9,55 @@ from typing import Any
 
 from halfbridge.solvers.processes import Process
 from halfbridge.training.objectives.base import Objective
+from halfbridge.training.objectives.chains import DDPM, DDPMBound, Hybrid
 from halfbridge.training.objectives.denoising import Denoising
+from halfbridge.training.objectives.levels import NCSN, EDMDenoising
+from halfbridge.training.objectives.variational import VDM, VDMDiscrete
 
-__all__ = ["NAMES", "Denoising", "Objective", "make"]
+__all__ = [
+    "DDPM",
+    "NAMES",
+    "NCSN",
+    "VDM",
+    "DDPMBound",
+    "Denoising",
+    "EDMDenoising",
+    "Hybrid",
+    "Objective",
+    "VDMDiscrete",
+    "make",
+]
 
 NAMES: dict[str, Callable[..., Objective]] = {
     "denoising": Denoising,
+    "ddpm": DDPM,
+    "ddpm_elbo": DDPMBound,
+    "hybrid": Hybrid,
+    "vdm": VDM,
+    "vdm_discrete": VDMDiscrete,
+    "edm": EDMDenoising,
+    "ncsn": NCSN,
 }
 """The objectives by name; each is called (process, **options)."""
 
 
 def make(name: str, process: Process | None = None, **options: Any) -> Objective:
-    """The objective of that name: `make(**objective.config, process=objective.process)`, its "type" as `name`, is an equal.
+    """The objective of that name. `config` undoes it: make(config.pop("type"), process, **config) is an equal.
 
-    ValueError, with the nearest match, for a name that is not in NAMES or an option that it does not have.
+    process: may be left out for "edm" and "ncsn", which have one of their own, and must be for a "vdm" that learns its
+    schedule. ValueError, with the nearest match, for a name that is not in NAMES or an option that it does not have.
     """
     if name not in NAMES:
         near = difflib.get_close_matches(str(name), NAMES, n=1)
         hint = f"; did you mean {near[0]!r}?" if near else ""
         raise ValueError(f"objective = {name!r} is not one of {', '.join(map(repr, NAMES))}{hint}")
-    known = [option for option in inspect.signature(NAMES[name]).parameters if option != "process"]
+    parameters = inspect.signature(NAMES[name]).parameters
+    if process is None and parameters["process"].default is inspect.Parameter.empty:
+        raise ValueError(f"objective {name!r} needs a process; pass one such as hb.VP()")
+    known = [option for option in parameters if option != "process"]
     for option in options:
         if option not in known:
             near = difflib.get_close_matches(option, known, n=1)
             hint = f"did you mean {near[0]!r}?" if near else f"it has {', '.join(known)}"
             raise ValueError(f"objective {name!r} has no option {option!r}; {hint}")
-    return NAMES[name](process, **options)
+    return NAMES[name](**options) if process is None else NAMES[name](process, **options)

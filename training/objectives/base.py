@@ -6,12 +6,12 @@ from typing import Any, Protocol, runtime_checkable
 
 import torch
 
-from halfbridge.nets.adapter import Labels, Network
+from halfbridge.nets.adapter import Network
 from halfbridge.solvers.field import Field
 from halfbridge.solvers.processes import Process
 from halfbridge.training.noise import StepNoise
 
-__all__ = ["Objective", "describe_labels"]
+__all__ = ["Objective"]
 
 
 @runtime_checkable
@@ -40,11 +40,3 @@ class Objective(Protocol):
 
     def field(self, net: Any, **options: Any) -> Field:
         """The trained network as a field; options as of `nets.as_field`."""
-
-
-def describe_labels(labels: Labels | None) -> None:
-    """None, which is what JSON can say of labels. ValueError for a function."""
-    if labels is not None:
-        raise ValueError(
-            f"labels = {labels!r} cannot be written down; pass labels again when the objective is made anew"
-        )

@@ -10,11 +10,11 @@ import torch
 from halfbridge.nets.adapter import Labels, Network, as_field
 from halfbridge.solvers.field import Field
 from halfbridge.solvers.processes import Process
-from halfbridge.training.losses.denoising import denoising_loss, to_noise_error
-from halfbridge.training.losses.times import Times, correction, describe_times, draw_times, times_from
-from halfbridge.training.losses.weighting import Weighting, describe_weighting, weighting_from
+from halfbridge.training.losses.denoising import check_predicts, denoising_loss
+from halfbridge.training.losses.times import Times, correction, draw_times
+from halfbridge.training.losses.weighting import Weighting
 from halfbridge.training.noise import StepNoise
-from halfbridge.training.objectives.base import describe_labels
+from halfbridge.training.objectives.described import TIME_LAWS, WEIGHTS, describe_labels
 
 __all__ = ["Denoising"]
 
@@ -41,12 +41,12 @@ class Denoising:
     integral: bool = False
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "weighting", weighting_from(self.weighting))
-        object.__setattr__(self, "times", times_from(self.times))
-        one = torch.ones(1, dtype=torch.float64, device="cpu")
-        to_noise_error(self.predicts, one, one)
+        object.__setattr__(self, "weighting", WEIGHTS.build(self.weighting))
+        object.__setattr__(self, "times", TIME_LAWS.build(self.times))
+        check_predicts(self.predicts)
         if self.integral:
-            correction(self.process, draw_times(self.process, one / 2.0, self.times).inverse_density, integral=True)
+            half = torch.full((1,), 0.5, dtype=torch.float64, device="cpu")
+            correction(self.process, draw_times(self.process, half, self.times).inverse_density, integral=True)
 
     @property
     def config(self) -> dict[str, Any]:
@@ -54,8 +54,8 @@ class Denoising:
         return {
             "type": "denoising",
             "predicts": self.predicts,
-            "weighting": describe_weighting(self.weighting),
-            "times": describe_times(self.times),
+            "weighting": WEIGHTS.describe(self.weighting),
+            "times": TIME_LAWS.describe(self.times),
             "integral": self.integral,
         }
 

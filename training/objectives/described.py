@@ -1,0 +1,83 @@
+"""The choices of an objective as JSON values: a name, or {"type": name, **parameters}."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+from collections.abc import Mapping
+from typing import Any
+
+from halfbridge.nets.adapter import Labels
+from halfbridge.training.losses import (
+    TIMES,
+    WEIGHTINGS,
+    Discretised,
+    EDMWeight,
+    IDDPMLevels,
+    LogNormal,
+    LogUniform,
+    MinSNR,
+    Sigmoid,
+    VPLevels,
+)
+
+__all__ = ["DECODER", "TIME_LAWS", "WEIGHTS", "Choices", "describe_labels"]
+
+
+class Choices:
+    """What an argument may be: names, and classes with parameters, frozen dataclasses whose fields are JSON values."""
+
+    def __init__(self, argument: str, names: Mapping[str, Any], kinds: Mapping[str, type]) -> None:
+        self.argument, self.names, self.kinds = argument, names, kinds
+
+    def describe(self, value: Any) -> Any:
+        """JSON that `build` takes back. ValueError for what is neither a name nor of a known class: a function, say."""
+        if value is None or (isinstance(value, str) and value in self.names):
+            return value
+        for name, kind in self.kinds.items():
+            if type(value) is kind:
+                return {"type": name, **{f.name: getattr(value, f.name) for f in dataclasses.fields(kind)}}
+        known = [*map(repr, self.names), *(kind.__name__ for kind in self.kinds.values())]
+        raise ValueError(f"{self.argument} = {value!r} cannot be written down; only {', '.join(known)} can")
+
+    def build(self, value: Any) -> Any:
+        """The choice of a description; another value is returned as it is, a name if it is known. ValueError."""
+        if isinstance(value, str) and value not in self.names:
+            raise ValueError(
+                f"{self.argument} = {value!r} is not one of {_listed(self.names)}{_near(value, self.names)}"
+            )
+        if not isinstance(value, Mapping):
+            return value
+        parameters = dict(value)
+        name = parameters.pop("type", None)
+        if name not in self.kinds:
+            raise ValueError(
+                f"{self.argument}: type = {name!r} is not one of {_listed(self.kinds)}{_near(str(name), self.kinds)}"
+            )
+        fields = [f.name for f in dataclasses.fields(self.kinds[name])]
+        for parameter in parameters:
+            if parameter not in fields:
+                raise ValueError(f"{self.argument}: {name!r} has no {parameter!r}; it has {', '.join(fields)}")
+        return self.kinds[name](**parameters)
+
+
+WEIGHTS = Choices("weighting", WEIGHTINGS, {"min_snr": MinSNR, "edm": EDMWeight, "sigmoid": Sigmoid})
+TIME_LAWS = Choices(
+    "times", TIMES, {"log_normal": LogNormal, "log_uniform": LogUniform, "vp": VPLevels, "iddpm": IDDPMLevels}
+)
+DECODER = Choices("levels", {}, {"discretised": Discretised})
+
+
+def describe_labels(labels: Labels | None) -> None:
+    """None, which is all that JSON can say of labels. ValueError for a function."""
+    if labels is not None:
+        raise ValueError(f"labels = {labels!r} cannot be written down; pass it again when the objective is made anew")
+
+
+def _listed(names: Mapping[str, Any]) -> str:
+    return ", ".join(map(repr, names)) or "(none: pass a mapping with a type)"
+
+
+def _near(name: str, names: Mapping[str, Any]) -> str:
+    near = difflib.get_close_matches(name, names, n=1)
+    return f"; did you mean {near[0]!r}?" if near else ""
