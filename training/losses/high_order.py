@@ -19,7 +19,6 @@ from typing import NamedTuple
 
 import torch
 
-from halfbridge.solvers.divergence import Mode
 from halfbridge.training.losses.score_function import Score, rows, score_jacobian
 
 __all__ = [
@@ -118,7 +117,6 @@ def high_order_terms(
     v: torch.Tensor | None = None,
     *,
     order: int = 3,
-    mode: Mode = "reverse",
 ) -> HighOrderTerms:
     """The four losses with s1 = s, s2 = grad s and s3 = grad tr grad s of one network, up to `order` (1, 2 or 3).
 
@@ -126,12 +124,12 @@ def high_order_terms(
     (signs or normals), s2 v, v^T s2 v and grad (v^T s2 v) take its place, a product with the Jacobian and a gradient.
     score: s, from (batch, *shape) to the same, with independent rows, such as `score_function(net, process, t)`; x: the points
     alpha x0 + sigma z. sigma, z: as in `second_order_loss`.
-    mode: as in `score_jacobian`. "reverse" has grad s^T v for the product: the same for a score that is a gradient, and with the
-    same mean over v of its loss for any. Each loss sends gradients into its own order only; lower orders are constants in it.
+    The product is grad s^T v: that of a score that is a gradient, and with the same mean over v of the second loss for any. Each
+    loss sends gradients into its own order only; lower orders are constants in it.
     """
     if isinstance(order, bool) or order not in (1, 2, 3):
         raise ValueError(f"order = {order!r} must be 1, 2 or 3: the highest order of denoising score matching")
-    value, second, trace, third = _derivatives(score, x, v, order, mode)
+    value, second, trace, third = _derivatives(score, x, v, order)
     residual = _scaled(value, sigma, z)
     first = residual.square().sum(dim=1)
     if second is None or trace is None:
@@ -152,7 +150,6 @@ def high_order_loss(
     *,
     lambda1: float,
     lambda2: float,
-    mode: Mode = "reverse",
 ) -> torch.Tensor:
     """first + lambda1 (second + trace) + lambda2 third for each sample, of `high_order_terms`, all sums over a sample's elements.
 
@@ -163,7 +160,7 @@ def high_order_loss(
         if not 0.0 <= factor < math.inf:
             raise ValueError(f"{name} = {factor!r} must be a finite number of at least 0; 0 leaves that order out")
     order = 3 if lambda2 else 2 if lambda1 else 1
-    terms = high_order_terms(score, x, sigma, z, v, order=order, mode=mode)
+    terms = high_order_terms(score, x, sigma, z, v, order=order)
     total = terms.first
     if terms.second is not None and terms.trace is not None:
         total = total + lambda1 * (terms.second + terms.trace)
@@ -171,7 +168,7 @@ def high_order_loss(
 
 
 def _derivatives(
-    score: Score, x: torch.Tensor, v: torch.Tensor | None, order: int, mode: Mode
+    score: Score, x: torch.Tensor, v: torch.Tensor | None, order: int
 ) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None, torch.Tensor | None]:
     """s, its Jacobian (or the product with v), that one's trace (or v^T grad s v) and the gradient of the trace, up to order."""
     if v is not None:
@@ -182,12 +179,12 @@ def _derivatives(
     third: torch.Tensor | None = None
     with torch.enable_grad():  # the gradient of the trace needs a graph whether or not the loss is to have one
         x = x if recording and x.requires_grad else x.detach().requires_grad_()
-        jacobian = score_jacobian(score, x, mode)
+        jacobian = score_jacobian(score, x)
         if order > 1 and v is None:
             size = math.prod(x.shape[1:])
             units = torch.eye(size, dtype=x.dtype, device=x.device).view(size, 1, *x.shape[1:])
             found = jacobian.products(units.expand(size, *x.shape)).reshape(size, len(x), size)
-            second = found.permute(1, 0, 2) if mode == "reverse" else found.permute(1, 2, 0)
+            second = found.permute(1, 0, 2)
             trace = second.diagonal(dim1=1, dim2=2).sum(dim=1)
         elif order > 1 and v is not None:
             second = jacobian.products(v[None])[0]

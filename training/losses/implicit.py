@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import torch
 
-from halfbridge.solvers.divergence import Mode, exact_trace
+from halfbridge.solvers.divergence import exact_trace
 from halfbridge.training.losses.score_function import Score, quadratic_forms, rows, score_jacobian
 
 __all__ = ["implicit_loss"]
 
 
-def implicit_loss(
-    score: Score, x: torch.Tensor, probes: torch.Tensor | None = None, *, mode: Mode = "reverse"
-) -> torch.Tensor:
+def implicit_loss(score: Score, x: torch.Tensor, probes: torch.Tensor | None = None) -> torch.Tensor:
     """tr grad s(x) + |s(x)|^2/2 for each sample: implicit score matching (Hyvarinen 2005, theorem 1).
 
     Its mean over x ~ p is E|s - grad log p|^2/2 - E|grad log p|^2/2, where p s vanishes at infinity: the minimiser is the score
@@ -24,10 +22,10 @@ def implicit_loss(
     probes: None takes the exact trace, by d products with the Jacobian. (probes, batch, *shape), independent of x with
     E v v^T = I (signs or normals), gives the mean of v^T grad s v, unbiased (Hutchinson 1990); with signs it is exact where
     the Jacobian is diagonal, so in one dimension.
-    mode: as in `score_jacobian`, "reverse" or "forward". Returns (batch,), differentiable in what s and x depend on, in float64
-    for float64 x, else float32. ValueError or TypeError for arguments that do not fit.
+    Returns (batch,), differentiable in what s and x depend on, in float64 for float64 x, else float32. Attention and layer norm
+    are evaluated in the forms of `exact_derivatives`. ValueError or TypeError for arguments that do not fit.
     """
-    jacobian = score_jacobian(score, x, mode)
+    jacobian = score_jacobian(score, x)
     if probes is None:
         trace = exact_trace(jacobian)
     else:

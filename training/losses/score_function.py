@@ -7,14 +7,13 @@ import math
 from collections.abc import Callable
 
 import torch
-from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from halfbridge.kernels.arguments import accumulation
 from halfbridge.nets.adapter import Labels, Network, default_labels, network_labels
-from halfbridge.solvers.divergence import MODES, Mode
 from halfbridge.solvers.field import PREDICTIONS
-from halfbridge.solvers.jacobian import Jacobian, check_argument
+from halfbridge.solvers.jacobian import Jacobian, Reverse, check_argument
 from halfbridge.solvers.processes import Process
+from halfbridge.training.losses.exact_derivatives import exact_derivatives
 
 __all__ = ["Score", "quadratic_forms", "rows", "score_function", "score_jacobian"]
 
@@ -83,29 +82,23 @@ def score_coefficients(
     raise ValueError(f"predicts = {predicts!r} is not one of {', '.join(map(repr, PREDICTIONS))}{hint}")
 
 
-def score_jacobian(score: Score, x: torch.Tensor, mode: Mode = "reverse") -> Jacobian:
-    """The Jacobian of `score` at x, whose value and products keep the gradients of the network's parameters.
+def score_jacobian(score: Score, x: torch.Tensor) -> Reverse:
+    """The Jacobian J of `score` at x, whose value and products J^T v keep the gradients of the network's parameters.
 
-    mode: "reverse" evaluates once and takes J^T v by a backward pass that is itself differentiated: any operation with a second
-    derivative will do, dropout too. "forward" takes J v by tangents beside the evaluation: less memory, but every operation needs
-    a forward rule, and the score must be deterministic. Attention by scaled_dot_product_attention is computed in its plain form,
-    as torch's fused kernels have neither.
+    One evaluation, in the forms of `exact_derivatives`, so dropout has one mask; then a backward pass a product, which is itself
+    differentiated. Not J v by tangents: v^T J v is the same, and so is the mean of |(J - W) v|^2 over v for a symmetric W.
     """
     if not callable(score):
         raise TypeError(
             f"score is a {type(score).__name__}; pass a function of x alone, such as `score_function` makes"
         )
-    if mode not in MODES:
-        near = difflib.get_close_matches(str(mode), MODES, n=1)
-        hint = f"; did you mean {near[0]!r}?" if near else ""
-        raise ValueError(f"mode = {mode!r} is not one of {', '.join(map(repr, MODES))}{hint}")
     check_argument(score, x)
 
-    def plain(x: torch.Tensor) -> torch.Tensor:
-        with sdpa_kernel(SDPBackend.MATH):
+    def exact(x: torch.Tensor) -> torch.Tensor:
+        with exact_derivatives():
             return score(x)
 
-    return MODES[mode](plain, x)
+    return Reverse(exact, x)
 
 
 def quadratic_forms(jacobian: Jacobian, probes: torch.Tensor) -> torch.Tensor:

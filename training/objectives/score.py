@@ -15,7 +15,6 @@ import torch
 from halfbridge.kernels.arguments import accumulation
 from halfbridge.kernels.hutchinson_probe import Kind, check_kind
 from halfbridge.nets.adapter import Labels, Network, as_field
-from halfbridge.solvers.divergence import MODES, Mode
 from halfbridge.solvers.field import Field
 from halfbridge.solvers.processes import Process
 from halfbridge.training.losses.denoising import to_noise_error
@@ -54,8 +53,8 @@ class ScoreMatching(ABC):
     integral   as in `Denoising`
     kind       "rademacher" or "gaussian": the law of the directions, if any are drawn. A step takes the normals of draw 0 for x_t
                and those, or the signs, of draws 1, 2, ... for directions
-    mode       "reverse" or "forward", see `losses.score_jacobian`. The network needs a second derivative (for the third order a
-               third one), so one made by torch.compile is refused: pass it as it was before
+    The network is differentiated twice (with the third order, three times), so one made by torch.compile is refused: pass it as
+    it was before.
     """
 
     name: ClassVar[str]
@@ -67,7 +66,6 @@ class ScoreMatching(ABC):
     labels: Labels | None = None
     integral: bool = False
     kind: Kind = "rademacher"
-    mode: Mode = "reverse"
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "weighting", weighting_from(self.weighting))
@@ -78,7 +76,6 @@ class ScoreMatching(ABC):
         correction(self.process, inverse_density, integral=self.integral)
         noise_weight(self.weighting, self.process, one * self.process.T)
         check_kind(self.kind)
-        check_choice("mode", self.mode, list(MODES))
 
     @property
     def config(self) -> dict[str, Any]:
@@ -137,7 +134,7 @@ class Implicit(ScoreMatching):
     def __call__(self, net: Network, x0: torch.Tensor, noise: StepNoise) -> torch.Tensor:
         score, x, sigma, _, weight = self._noised(net, x0, noise)
         directions = None if self.divergence == "exact" else self._directions(noise, self.probes).to(x)
-        return implicit_loss(score, x, directions, mode=self.mode) * (2.0 * sigma**2 * weight).to(x.dtype)
+        return implicit_loss(score, x, directions) * (2.0 * sigma**2 * weight).to(x.dtype)
 
 
 @dataclass(frozen=True)
@@ -162,7 +159,7 @@ class Sliced(ScoreMatching):
     def __call__(self, net: Network, x0: torch.Tensor, noise: StepNoise) -> torch.Tensor:
         score, x, sigma, _, weight = self._noised(net, x0, noise)
         directions = self._directions(noise, self.probes).to(x)
-        loss = sliced_loss(score, x, directions, variance_reduced=self.variance_reduced, mode=self.mode)
+        loss = sliced_loss(score, x, directions, variance_reduced=self.variance_reduced)
         return loss * (2.0 * sigma**2 * weight).to(x.dtype)
 
 
@@ -201,7 +198,6 @@ class HighOrder(ScoreMatching):
             self._directions(noise, 1)[0].to(x) if self.projected else None,
             lambda1=1.0 / d if self.lambda1 is None else self.lambda1,
             lambda2=1.0 / d**2 if self.lambda2 is None else self.lambda2,
-            mode=self.mode,
         )
         return loss * weight.to(x.dtype)
 
