@@ -1,22 +1,31 @@
-"""Training a score network: denoising score matching, Adam, an averaged copy."""
+"""Training a network on data: the loop, and what it is called with."""
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
-from contextlib import contextmanager
-from typing import Generic, TypeVar
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Generic, TypeVar
 
 import torch
-from tqdm.auto import trange
 
-from halfbridge.nets.adapter import Labels, as_field
-from halfbridge.nets.ema import EMA
+from halfbridge.nets.adapter import Labels
 from halfbridge.solvers.field import Field
 from halfbridge.solvers.processes import Process
-from halfbridge.training.losses import Times, Weighting, denoising_loss, sample_times
+from halfbridge.training import objectives
+from halfbridge.training.arguments import check
+from halfbridge.training.data import Dataset
+from halfbridge.training.folder import Resume, RunFolder
+from halfbridge.training.interrupts import watch
+from halfbridge.training.loop import TrainingState, run
+from halfbridge.training.losses import Times, Weighting
+from halfbridge.training.objectives import Objective
+from halfbridge.training.runs import describe_run
+from halfbridge.training.settings import Settings
+from halfbridge.training.trainer import Trainer, training_mode
+from halfbridge.training.workers import Workers, current
 
-__all__ = ["ScoreFit", "fit_score"]
+__all__ = ["ScoreFit", "TrainingState", "fit_score"]
 
 Module = TypeVar("Module", bound=torch.nn.Module)
 
@@ -26,144 +35,108 @@ class ScoreFit(Generic[Module]):
     """What `fit_score` returns."""
 
     net: Module
-    """The averaged network, in eval mode and without gradients."""
+    """The averaged network (of the first decay), in eval mode and without gradients."""
     field: Field
     """`net` as a field under the process it was trained for."""
     losses: torch.Tensor = dataclasses.field(repr=False)
     """The mean loss of each step's batch, (steps,), float64."""
+    nets: dict[float, Module] = dataclasses.field(repr=False)
+    """The averaged network of each decay."""
+    step: int
+    """Steps done."""
+    folder: Path | None
+    """The run's folder."""
 
 
 def fit_score(
     net: Module,
-    data: torch.Tensor,
+    data: torch.Tensor | Dataset,
     process: Process,
     *,
-    predicts: str = "noise",
-    steps: int = 2000,
-    batch_size: int = 128,
-    lr: float = 1e-3,
-    weighting: Weighting = "simple",
-    times: Times = "uniform",
-    clip: float = 1.0,
-    ema_decay: float = 0.999,
+    objective: str | Objective = "denoising",
+    predicts: str | None = None,
+    weighting: Weighting | None = None,
+    times: Times | None = None,
     labels: Labels | None = None,
-    seed: int = 0,
+    classes: torch.Tensor | None = None,
+    settings: Settings | None = None,
+    out: str | Path | None = None,
+    resume: Resume = False,
     progress: bool = False,
+    callback: Callable[[TrainingState[Module]], Any] | None = None,
+    **changes: Any,
 ) -> ScoreFit[Module]:
     """Train `net` in place to predict `predicts` on `data` noised by `process`; return its averaged copy as a field.
 
-    data: (n, *shape), in the network's dtype (not float16: Adam's epsilon is 0 in it) and on its device. Each step
-    takes the next `batch_size` items of an endless sequence of shuffled passes over the data, stratified times and
-    fresh normals, and minimises the mean of `losses.denoising_loss` (see there for `predicts`, `weighting` and
-    `labels`; `sample_times` for `times`) with Adam (Kingma and Ba 2015; learning rate `lr`, gradients clipped to the
-    norm `clip`), then updates an `EMA` with warm-up.
+    data: (n, *shape), in the network's dtype (not float16: Adam's epsilon is 0 in it; see `precision`) and on its device; or
+    a `Dataset`, which is brought there. Each step takes the next `batch_size` examples of an endless sequence of shuffled
+    passes over the data, and minimises the mean over them of an objective.
+    objective: a name of `objectives.NAMES` or an object of your own. "denoising" is `losses.denoising_loss` at stratified
+    times; see there for `predicts` ("noise"), `weighting` ("simple") and `labels`, and `losses.sample_times` for `times`
+    ("uniform"). An objective that is a module is trained and averaged with the network.
+    classes: (n,) int64 for a network that takes net(x, label, classes), -1 for none; default: the Dataset's, if the network
+    has classes. `class_dropout` withholds them at random, for classifier-free guidance.
+    settings, changes: `training.settings.Settings`, whose fields are keywords here too (steps, batch_size, lr, clip, ...).
+    progress: show steps, loss and speed. callback: called with a `TrainingState` after each step.
 
-    The result depends on the arguments and the network's starting values only: batches, times and normals come from
-    generators of their own, and dropout sees a global generator seeded for the run. The global generator is left as it
-    was, and each module's train or eval mode is restored. On a CPU with the same number of threads the same seed gives
-    the same bits.
+    out: a folder for the run, new or empty: its config, checkpoints, log and pictures (see `training.folder`). A run that
+    was killed at any moment goes on with the same call and resume=True, or "auto", which begins where there is nothing yet;
+    on a CPU with the same number of threads it ends in the same bits as one never interrupted. What is trained may not
+    change then; `steps` may (with a constant schedule), and what is written and shown: save_every, keep, log_every,
+    tensorboard, sample_*, progress. SIGINT (Ctrl-C) and SIGTERM save after the step they come in and raise `Interrupted`, a
+    KeyboardInterrupt; a second one acts at once.
+
+    The state after a step depends on the arguments and the network's starting values only: batches, times and normals are
+    counted from the seed and the step, and dropout sees a global generator seeded for each step. The global generator is
+    left as it was, and each module's train or eval mode is restored. On a CPU with the same number of threads the same seed
+    gives the same bits. Under `accelerate launch` the processes share each batch (`training.workers`): all call fit_score
+    alike, process 0 writes, and what each gets is what one process would, to rounding. With dropout the masks follow the
+    micro-batches: 2 processes are then like one with accumulate=2.
 
     Raises ValueError for data that is empty, constant, not finite or unlike the network, and FloatingPointError, naming
-    the step, when the loss stops being finite.
+    the step, when the loss or the gradient stops being finite: with `out` the state before that step is saved.
     """
-    parameter = _check(net, data, steps, batch_size, lr, clip)
-    generator = torch.Generator("cpu").manual_seed(seed)
-    order = _shuffled_passes(len(data), batch_size, generator)
-    optimizer = torch.optim.Adam([p for p in net.parameters() if p.requires_grad], lr=lr)
-    average = EMA(net, ema_decay)
-    losses = torch.empty(steps, dtype=torch.float64, device="cpu")
-    offsets = torch.arange(batch_size, device="cpu") / batch_size
-    normals = torch.float32 if data.element_size() < 4 else data.dtype
+    settings = (Settings() if settings is None else settings).replace(**changes)
+    workers = current()
+    chosen = _objective(objective, process, predicts=predicts, weighting=weighting, times=times, labels=labels)
+    examples, classes = check(net, data, classes, settings, workers)
+    if out is None and resume is not False:
+        raise ValueError(f"resume = {resume!r} goes on with a run in a folder; pass its folder as out=")
+    folder = None if out is None else RunFolder(Path(out), describe_run(net, chosen, data, examples, classes, settings))
+    begun = None if folder is None else _begin(folder, resume, workers)
 
-    with _training(net, seed, parameter.device):
-        bar = trange(steps, desc="fit_score", unit="step", disable=not progress)
-        for step in bar:
-            x0 = data[next(order).to(data.device)]
-            u = (torch.rand(1, generator=generator, dtype=torch.float64, device="cpu") + offsets) % 1.0
-            z = torch.randn(x0.shape, generator=generator, dtype=normals, device="cpu")
-            t = sample_times(process, u, times).to(data.device)
-            loss = denoising_loss(
-                net, process, x0, t, z.to(data.device), predicts=predicts, weighting=weighting, labels=labels
-            ).mean()
-            losses[step] = loss.item()
-            if not torch.isfinite(losses[step]):
-                raise FloatingPointError(
-                    f"the loss is {losses[step].item()} at step {step} of {steps}; lower lr (now {lr:g}), or look at "
-                    "what the network returns on the data"
-                )
-            optimizer.zero_grad(set_to_none=True)
-            loss.backward()  # type: ignore[no-untyped-call]
-            torch.nn.utils.clip_grad_norm_(net.parameters(), clip)
-            optimizer.step()
-            average.update()
-            if progress and step % 20 == 0:
-                bar.set_postfix(loss=f"{losses[max(0, step - 99) : step + 1].mean().item():.4f}")
-        optimizer.zero_grad(set_to_none=True)
+    trainer = Trainer(net, chosen, examples, classes, settings, workers)
+    if folder is not None and begun is not None:
+        folder.load(trainer, begun)
+    with training_mode(trainer.model, trainer.device), watch(folder is not None) as asked:
+        run(trainer, folder, asked, progress, callback)
 
-    return ScoreFit(average.model, as_field(average.model, process, predicts, labels=labels), losses)
+    nets = [trainer.averaged(k)[0] for k in range(len(trainer.averages))]
+    best = trainer.averaged()[1]
+    return ScoreFit(
+        nets[0],
+        best.field(nets[0]),
+        trainer.losses[: trainer.step],
+        dict(zip(settings.decays, nets, strict=True)),
+        trainer.step,
+        None if folder is None else folder.path,
+    )
 
 
-def _check(
-    net: torch.nn.Module, data: torch.Tensor, steps: int, batch_size: int, lr: float, clip: float
-) -> torch.nn.Parameter:
-    """Refuse what cannot be trained; return a parameter of the network."""
-    for name, value in (("steps", steps), ("batch_size", batch_size)):
-        if value < 1:
-            raise ValueError(f"{name} = {value} must be at least 1")
-    for name, rate in (("lr", lr), ("clip", clip)):
-        if not rate > 0.0:
-            raise ValueError(
-                f"{name} = {rate} must be positive" + ("; pass math.inf not to clip" if name == "clip" else "")
-            )
-    if data.ndim < 2 or data.numel() == 0:
-        raise ValueError(
-            f"data has shape {tuple(data.shape)}; it must be (n, *shape) with n >= 1: one row for each example"
-        )
-    if not data.is_floating_point():
-        raise ValueError(
-            f"data is {data.dtype}; scale it and convert it to the network's dtype, e.g. data.float() / 127.5 - 1"
-        )
-    bad = ~torch.isfinite(data).flatten(1).all(dim=1)
-    if bad.any():
-        raise ValueError(
-            f"data has {int(bad.sum())} rows that are not finite, the first is row {int(bad.nonzero()[0])}; drop them"
-        )
-    if bool((data == data[:1]).all()):
-        raise ValueError(f"data is constant: its {len(data)} rows are all the same, so there is nothing to learn")
-    trained = [p for p in net.parameters() if p.requires_grad]
-    if not trained:
-        raise ValueError(f"{type(net).__name__} has no parameter that requires a gradient: nothing to train")
-    for name in ("dtype", "device"):
-        if getattr(data, name) != getattr(trained[0], name):
-            raise ValueError(
-                f"data has {name} {getattr(data, name)} and the network {getattr(trained[0], name)}; convert one"
-            )
-    return trained[0]
+def _begin(folder: RunFolder, resume: Resume, workers: Workers) -> int | None:
+    """Open the folder in process 0; the step to go on from, in all of them."""
+    at = workers.once(lambda: folder.open(resume))
+    found = torch.tensor([-1 if at is None else at], device=workers.device)
+    workers.spread([found])
+    return None if found.item() < 0 else int(found.item())
 
 
-def _shuffled_passes(n: int, batch_size: int, generator: torch.Generator) -> Iterator[torch.Tensor]:
-    """Indices, batch_size at a time, of shuffled passes laid end to end; batches may span two passes."""
-    queue = torch.empty(0, dtype=torch.int64, device="cpu")
-    while True:
-        while len(queue) < batch_size:
-            queue = torch.cat([queue, torch.randperm(n, generator=generator, device="cpu")])
-        yield queue[:batch_size]
-        queue = queue[batch_size:]
-
-
-@contextmanager
-def _training(net: torch.nn.Module, seed: int, device: torch.device) -> Iterator[None]:
-    """Train mode and a seeded global generator inside; every module's mode and the generators as before outside."""
-    modes = {module: module.training for module in net.modules()}
-    with torch.random.fork_rng(devices=[] if device.type == "cpu" else [device], device_type=_fork_type(device)):
-        torch.manual_seed(seed)
-        net.train()
-        try:
-            yield
-        finally:
-            for module, mode in modes.items():
-                module.training = mode
-
-
-def _fork_type(device: torch.device) -> str:
-    return "cuda" if device.type == "cpu" else device.type
+def _objective(objective: str | Objective, process: Process, **options: Any) -> Objective:
+    given = {name: value for name, value in options.items() if value is not None}
+    if isinstance(objective, str):
+        return objectives.make(objective, process, **given)
+    if given:
+        raise ValueError(f"{', '.join(given)} belong to the objective; give them to {type(objective).__name__} itself")
+    if objective.process != process:
+        raise ValueError(f"process = {process!r} is not the objective's, {objective.process!r}; pass objective.process")
+    return objective

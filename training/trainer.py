@@ -1,0 +1,221 @@
+"""The training state, and one step of it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import Any, NamedTuple
+
+import torch
+
+from halfbridge.nets.adapter import Network
+from halfbridge.nets.ema import EMA
+from halfbridge.training.data.order import shuffled
+from halfbridge.training.noise import StepNoise
+from halfbridge.training.objectives import Objective
+from halfbridge.training.settings import Settings
+from halfbridge.training.workers import Workers
+
+__all__ = ["NotFinite", "Step", "Trainer", "training_mode"]
+
+AUTOCAST = {"bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+class NotFinite(FloatingPointError):
+    """A loss or a gradient that is not finite. The state is as it was before the step."""
+
+
+class Step(NamedTuple):
+    """What one step saw."""
+
+    loss: float
+    gradient_norm: float
+    """Before clipping."""
+    lr: float
+    stop: bool
+    """Whether any process was asked to stop."""
+
+
+class Trainer:
+    """Network, optimiser and averages after `step` steps. What they are then is a function of the arguments, `settings.seed`
+    and `step`: no generator and no place in the data is kept.
+
+    model: {"net": net}, and {"objective": objective} where it is a module, trained and averaged together.
+    data: (n, *shape) like the network's parameters. classes: (n,) int64 on the CPU, or None for net(x, label).
+    """
+
+    def __init__(
+        self,
+        net: torch.nn.Module,
+        objective: Objective,
+        data: torch.Tensor,
+        classes: torch.Tensor | None,
+        settings: Settings,
+        workers: Workers,
+    ) -> None:
+        self.net, self.objective, self.data, self.classes = net, objective, data, classes
+        self.settings, self.workers = settings, workers
+        self.rows = _rows_of(settings, workers)
+        self.model = torch.nn.ModuleDict({"net": net})
+        if isinstance(objective, torch.nn.Module):
+            self.model["objective"] = objective
+        workers.spread([*self.model.parameters(), *self.model.buffers()])
+        self.parameters = [p for p in self.model.parameters() if p.requires_grad]
+        kind = torch.optim.AdamW if settings.optimizer == "adamw" else torch.optim.Adam
+        self.optimizer = kind(self.parameters, settings.lr, settings.betas, weight_decay=settings.weight_decay)
+        self.averages = [EMA(self.model, decay) for decay in settings.decays]
+        self.device = self.parameters[0].device
+        self.scaler = torch.amp.GradScaler(self.device.type, enabled=settings.precision == "float16")
+        self.losses = torch.empty(settings.steps, dtype=torch.float64, device="cpu")
+        self.step = 0
+
+    def advance(self, stop: bool = False) -> Step:
+        """Do one step. NotFinite, before anything is changed, if its loss or gradient is not finite. (A gradient that float16
+        cannot hold is no error: the step is passed over and the scale of the loss halved, Micikevicius et al. 2018.)"""
+        settings, buffers = self.settings, [buffer.clone() for buffer in self.model.buffers()]
+        total = self._gradient()
+        stop = self._exchange(total, stop)
+        self.scaler.unscale_(self.optimizer)
+        norm = torch.nn.utils.clip_grad_norm_(self.parameters, settings.clip)
+        loss, size = torch.stack([total, norm.to(total)]).tolist()
+        over = self.scaler.is_enabled() and self.scaler.get_scale() >= 1.0
+        if not math.isfinite(loss) or not (math.isfinite(size) or over):
+            for buffer, before in zip(self.model.buffers(), buffers, strict=True):
+                buffer.copy_(before)
+            self.optimizer.zero_grad(set_to_none=True)
+            what = (
+                f"the loss is {loss}"
+                if not math.isfinite(loss)
+                else f"the loss is {loss:g}, but its gradient's norm {size}"
+            )
+            raise NotFinite(
+                f"{what} at step {self.step} of {settings.steps}; lower lr (now {settings.lr:g}), or look at what the network "
+                "returns on the data"
+            )
+        lr = settings.rate(self.step)
+        for group in self.optimizer.param_groups:
+            group["lr"] = lr
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        self.optimizer.zero_grad(set_to_none=True)
+        if math.isfinite(size):
+            for average in self.averages:
+                average.update()
+        self.losses[self.step] = loss
+        self.step += 1
+        return Step(loss, size, lr, stop)
+
+    def _gradient(self) -> torch.Tensor:
+        """Leave this process's part of the gradient of the batch's mean loss; return its part of the loss, float64."""
+        settings, total = self.settings, torch.zeros((), dtype=torch.float64, device=self.device)
+        order = shuffled(len(self.data), settings.seed, self.step, settings.batch_size)
+        for first, last in self.rows:
+            rows = order[first:last]
+            x0 = self.data[rows.to(self.data.device)]
+            noise = StepNoise(settings.seed, self.step, settings.batch_size, x0, first)
+            torch.manual_seed(noise.module_seed())
+            part = self.objective(self._network(rows, noise), x0, noise).sum() / settings.batch_size
+            self.scaler.scale(part).backward()  # type: ignore[no-untyped-call]
+            total += part.detach()
+        return total
+
+    def _network(self, rows: torch.Tensor, noise: StepNoise) -> Network:
+        """net(x, label) under autocast, bound to the rows' classes, of which some are dropped."""
+        net, precision = self.net, self.settings.precision
+        classes = () if self.classes is None else (self._classes(rows, noise),)
+        if precision == "float32" and not classes:
+            return net
+
+        def cast() -> AbstractContextManager[Any]:
+            return torch.autocast(self.device.type, AUTOCAST[precision]) if precision in AUTOCAST else nullcontext()
+
+        def bound(x: torch.Tensor, label: torch.Tensor) -> torch.Tensor:
+            with cast():
+                out: torch.Tensor = net(x, label, *classes)
+            return out.to(x.dtype)
+
+        return bound
+
+    def _classes(self, rows: torch.Tensor, noise: StepNoise) -> torch.Tensor:
+        assert self.classes is not None
+        classes = self.classes[rows]
+        if self.settings.class_dropout > 0.0:
+            classes = torch.where(noise.chance(self.settings.class_dropout), -1, classes)
+        return classes.to(self.device)
+
+    def _exchange(self, total: torch.Tensor, stop: bool) -> bool:
+        """Sum loss and gradients over the processes, in one buffer; return whether any of them is to stop.
+
+        Each process's part is already divided by the global batch, so that the sums are the batch's means. A parameter that
+        one process did not need has no gradient only if none of them needed it.
+        """
+        if self.workers.count == 1:
+            return stop
+        wide = torch.float32
+        for p in self.parameters:
+            wide = torch.promote_types(wide, p.dtype)
+        flags = torch.tensor([float(stop), *(float(p.grad is not None) for p in self.parameters)])
+        grads = [torch.zeros_like(p) if p.grad is None else p.grad for p in self.parameters]
+        parts = [total.reshape(1), flags.to(self.device), *(g.flatten() for g in grads)]
+        flat = torch.cat([part.to(wide) for part in parts])
+        self.workers.add(flat)
+        total.copy_(flat[0])
+        stops, *needed = flat[1 : 1 + len(flags)].tolist()
+        summed = torch.split(flat[1 + len(flags) :], [p.numel() for p in self.parameters])
+        for p, grad, need in zip(self.parameters, summed, needed, strict=True):
+            p.grad = grad.view_as(p).to(p.dtype) if need else None
+        return bool(stops)
+
+    def state(self) -> dict[str, Any]:
+        """All that the next step depends on, and the losses so far."""
+        return {
+            "model": self.model.state_dict(),
+            "averages": [average.state_dict() for average in self.averages],
+            "optimizer": self.optimizer.state_dict(),
+            "scaler": self.scaler.state_dict(),
+            "losses": self.losses[: self.step],
+        }
+
+    def averaged(self, k: int = 0) -> tuple[Any, Any]:
+        """The network and the objective as the k-th average has them."""
+        model = self.averages[k].model
+        return model["net"], dict(model.items()).get("objective", self.objective)
+
+    def load(self, state: dict[str, Any], step: int) -> None:
+        """Go on from a `state` after `step` steps."""
+        self.model.load_state_dict(state["model"])
+        for average, kept in zip(self.averages, state["averages"], strict=True):
+            average.load_state_dict(kept)
+        self.optimizer.load_state_dict(state["optimizer"])
+        if self.scaler.is_enabled():
+            self.scaler.load_state_dict(state["scaler"])
+        self.losses[:step] = state["losses"]
+        self.step = step
+
+
+def _rows_of(settings: Settings, workers: Workers) -> list[tuple[int, int]]:
+    """First and last row of the global batch for each of this process's micro-batches."""
+    pieces = workers.count * settings.accumulate
+    if settings.batch_size % pieces:
+        raise ValueError(
+            f"batch_size = {settings.batch_size} is not a multiple of {pieces} = {workers.count} processes x accumulate = "
+            f"{settings.accumulate}; pass batch_size={-(-settings.batch_size // pieces) * pieces}"
+        )
+    size = settings.batch_size // pieces
+    start = workers.index * settings.accumulate
+    return [(k * size, (k + 1) * size) for k in range(start, start + settings.accumulate)]
+
+
+@contextmanager
+def training_mode(model: torch.nn.Module, device: torch.device) -> Iterator[None]:
+    """Train mode inside; every module's mode and the generators as before outside."""
+    modes = {module: module.training for module in model.modules()}
+    on_cpu = device.type == "cpu"
+    with torch.random.fork_rng(devices=[] if on_cpu else [device], device_type="cuda" if on_cpu else device.type):
+        model.train()
+        try:
+            yield
+        finally:
+            for module, mode in modes.items():
+                module.training = mode
