@@ -12,6 +12,7 @@ from halfbridge.training.objectives.base import Objective
 from halfbridge.training.objectives.chains import DDPM, DDPMBound, Hybrid
 from halfbridge.training.objectives.denoising import Denoising
 from halfbridge.training.objectives.levels import NCSN, EDMDenoising
+from halfbridge.training.objectives.score import HighOrder, Implicit, Sliced
 from halfbridge.training.objectives.variational import VDM, VDMDiscrete
 
 __all__ = [
@@ -22,8 +23,11 @@ __all__ = [
     "DDPMBound",
     "Denoising",
     "EDMDenoising",
+    "HighOrder",
     "Hybrid",
+    "Implicit",
     "Objective",
+    "Sliced",
     "VDMDiscrete",
     "make",
 ]
@@ -37,6 +41,9 @@ NAMES: dict[str, Callable[..., Objective]] = {
     "vdm_discrete": VDMDiscrete,
     "edm": EDMDenoising,
     "ncsn": NCSN,
+    "implicit": Implicit,
+    "sliced": Sliced,
+    "high_order": HighOrder,
 }
 """The objectives by name; each is called (process, **options)."""
 

@@ -22,10 +22,10 @@ from halfbridge.training.losses.high_order import high_order_loss
 from halfbridge.training.losses.implicit import implicit_loss
 from halfbridge.training.losses.score_function import Score, score_function
 from halfbridge.training.losses.sliced import sliced_loss
-from halfbridge.training.losses.times import Times, correction, describe_times, draw_times, times_from
-from halfbridge.training.losses.weighting import Weighting, describe_weighting, noise_weight, weighting_from
+from halfbridge.training.losses.times import Times, correction, draw_times
+from halfbridge.training.losses.weighting import Weighting, noise_weight
 from halfbridge.training.noise import StepNoise
-from halfbridge.training.objectives.base import describe_labels
+from halfbridge.training.objectives.described import TIME_LAWS, WEIGHTS, describe_labels
 
 __all__ = ["HighOrder", "Implicit", "ScoreMatching", "Sliced"]
 
@@ -68,8 +68,8 @@ class ScoreMatching(ABC):
     kind: Kind = "rademacher"
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "weighting", weighting_from(self.weighting))
-        object.__setattr__(self, "times", times_from(self.times))
+        object.__setattr__(self, "weighting", WEIGHTS.build(self.weighting))
+        object.__setattr__(self, "times", TIME_LAWS.build(self.times))
         one = torch.ones(1, dtype=torch.float64, device="cpu")
         to_noise_error(self.predicts, one, one)
         inverse_density = draw_times(self.process, one / 2.0, self.times).inverse_density
@@ -81,7 +81,7 @@ class ScoreMatching(ABC):
     def config(self) -> dict[str, Any]:
         """JSON values, without the process. ValueError where a choice is a function."""
         describe_labels(self.labels)
-        described = {"weighting": describe_weighting(self.weighting), "times": describe_times(self.times)}
+        described = {"weighting": WEIGHTS.describe(self.weighting), "times": TIME_LAWS.describe(self.times)}
         names = [f.name for f in dataclasses.fields(self) if f.name not in ("process", "labels")]
         return {"type": self.name, **{n: described.get(n, getattr(self, n)) for n in names}}
 
