@@ -48,15 +48,19 @@ def build(description: Mapping[str, Any]) -> torch.nn.Module:
         raise ValueError(f"description has type = {name!r}, which is no network{_near(name, list(TYPES))}")
     kind = _type(name)
     parameters = inspect.signature(kind).parameters
-    known = [key for key, argument in parameters.items() if argument.kind is not argument.VAR_KEYWORD]
-    for key in arguments:
-        if key not in known and len(known) == len(parameters):  # a class that takes others checks them itself
-            raise ValueError(f"{name} has no argument {key!r}, only {', '.join(known)}{_near(key, known)}")
+    # A class that takes any keyword checks them itself.
+    if all(parameter.kind is not parameter.VAR_KEYWORD for parameter in parameters.values()):
+        for key in arguments:
+            if key not in parameters:
+                raise ValueError(
+                    f"{name} has no argument {key!r}, only {', '.join(parameters)}{_near(key, [*parameters])}"
+                )
+    for key, parameter in parameters.items():
+        needed = parameter.default is parameter.empty and parameter.kind is not parameter.VAR_KEYWORD
+        if needed and key not in arguments:
+            raise ValueError(f"description of {name} lacks {key!r}, which has no default")
     if isinstance(arguments.get("net"), Mapping):
         arguments["net"] = build(arguments["net"])
-    for key in known:
-        if parameters[key].default is inspect.Parameter.empty and key not in arguments:
-            raise ValueError(f"description of {name} lacks {key!r}, which has no default")
     net: torch.nn.Module = kind(**arguments)
     return net
 

@@ -9,7 +9,7 @@ import torch
 
 import halfbridge as hb
 from halfbridge.nets import MLP, Sinusoidal
-from halfbridge.nets.build import build, describe
+from halfbridge.nets.build import TYPES, build, describe
 from halfbridge.nets.unet import UNet
 
 THIRD = 1.0 / 3.0
@@ -51,6 +51,29 @@ def test_a_network_comes_back_from_json_with_the_same_arguments_and_function(mak
         t = torch.tensor([0.3, 0.9])
         classes = (torch.tensor([0, -1]),) if net.classes else ()
         assert torch.equal(again.eval()(x, t, *classes), net.eval()(x, t, *classes))
+
+
+class Wrapped(torch.nn.Module):
+    """Holds another network and takes any constant, as Precondition does."""
+
+    def __init__(self, net, **constants):
+        super().__init__()
+        self.net, self.constants = net, constants
+
+    @property
+    def config(self):
+        return {"net": describe(self.net)} | self.constants
+
+
+def test_a_network_inside_another_is_built_first(monkeypatch):
+    monkeypatch.setitem(TYPES, "Wrapped", __name__)
+    net = Wrapped(MLP(2, hidden=8, depth=1), sigma_data=THIRD)
+    again = build(json.loads(json.dumps(describe(net))))
+    assert type(again) is Wrapped
+    assert again.net.config == net.net.config
+    assert again.config == net.config
+    with pytest.raises(ValueError, match="description of Wrapped lacks 'net'"):
+        build({"type": "Wrapped", "sigma_data": 1.0})
 
 
 def test_every_argument_is_written_down():
