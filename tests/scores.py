@@ -109,7 +109,8 @@ class Attending(torch.nn.Module):
 
     def forward(self, x, label):
         h = torch.nn.functional.silu(self.norm(self.inner(x)) * (1.0 + label.view(-1, 1, 1, 1)))
-        q, k, v = self.qkv(h).flatten(2).mT.unsqueeze(1).chunk(3, dim=-1)  # (batch, 1, pixels, channels)
+        parts = self.qkv(h).flatten(2).mT.unsqueeze(1).chunk(3, dim=-1)  # (batch, 1, pixels, channels)
+        q, k, v = (part.contiguous() for part in parts)  # or torch would not take its fused kernel
         if self.fused:
             mixed = torch.nn.functional.scaled_dot_product_attention(q, k, v)
         else:

@@ -8,7 +8,7 @@ Given x, E l1 l1^T = sigma^2 grad^2 log p + I and E l3 = -sigma^3 grad tr grad^2
 them gives the derivatives of log p, p the density of x. Where s1 is off by e1 and s2 by e2, the minimisers are off by exactly
 e1 e1^T (second), |e1|^2 (trace) and tr(e2) e1 + 2 e2 e1 - |e1|^2 e1 (third), which vanish with e1.
 
-Lu, Zheng, Bao, Chen, Li and Zhu 2022 (ICML; theorems 1 to 3), whose powers of 1/sigma are left out here as in their training:
+Lu, Zheng, Bao, Chen, Li and Zhu 2022 (ICML), whose powers of 1/sigma are left out here as in their training:
 times sigma^-2, sigma^-4, sigma^-4 and sigma^-6 the four losses are squared errors of s1, s2, tr s2 and s3.
 """
 
@@ -65,7 +65,8 @@ def trace_loss(
 ) -> torch.Tensor:
     """(sigma^2 tr s2 + d - |l1|^2)^2 for each sample; with a direction v, (sigma^2 v^T s2 v + |v|^2 - (l1.v)^2)^2.
 
-    trace: (batch,), of any model of tr grad^2 log p; with v, of v^T grad^2 log p v. The rest as in `second_order_loss`.
+    trace: (batch,), of any model of tr grad^2 log p; with v, of v^T grad^2 log p v. The rest as in `second_order_loss`, but the
+    mean over v of the loss with it is another loss than that without, of the same minimiser (its matrix part is seen too).
     """
     residual, scale, direction = _residual(score, sigma, z, v)
     if trace.shape != sigma.shape:
@@ -90,7 +91,7 @@ def third_order_loss(
         l3(v) = ((l1.v)^2 - v^T l2 v) l1 - 2 (l1.v) l2 v.
 
     third: s3, like z, of any model of grad tr grad^2 log p; with v, of grad (v^T grad^2 log p v). second: s2, or with v its
-    product s2 v; no gradient flows into it, nor into score. The rest as in `second_order_loss`.
+    product s2 v; no gradient flows into it, nor into score. The rest as in `trace_loss`.
     """
     residual, scale, direction = _residual(score, sigma, z, v)
     model = rows(_like("third", third, z))
