@@ -4,8 +4,20 @@ from halfbridge.training.losses.ddpm import ddpm_elbo, ddpm_loss, hybrid_loss, p
 from halfbridge.training.losses.decoders import Discretised, gaussian_nll
 from halfbridge.training.losses.denoising import denoising_loss, target, to_noise_error
 from halfbridge.training.losses.edm import COLUMNS, IDDPMLevels, LogUniform, VPLevels, edm_loss
+from halfbridge.training.losses.exact_derivatives import exact_derivatives
+from halfbridge.training.losses.high_order import (
+    HighOrderTerms,
+    high_order_loss,
+    high_order_terms,
+    second_order_loss,
+    third_order_loss,
+    trace_loss,
+)
+from halfbridge.training.losses.implicit import implicit_loss
 from halfbridge.training.losses.ncsn import LevelLabels, geometric_levels, level_times, ncsn_loss
 from halfbridge.training.losses.schedule import LearnedSchedule, LearnedVP
+from halfbridge.training.losses.score_function import Score, score_function, score_jacobian
+from halfbridge.training.losses.sliced import sliced_loss
 from halfbridge.training.losses.times import (
     TIMES,
     Drawn,
@@ -36,6 +48,7 @@ __all__ = [
     "Discretised",
     "Drawn",
     "EDMWeight",
+    "HighOrderTerms",
     "IDDPMLevels",
     "Importance",
     "LearnedSchedule",
@@ -44,6 +57,7 @@ __all__ = [
     "LogNormal",
     "LogUniform",
     "MinSNR",
+    "Score",
     "Sigmoid",
     "TimeLaw",
     "Times",
@@ -56,9 +70,13 @@ __all__ = [
     "denoising_loss",
     "draw_times",
     "edm_loss",
+    "exact_derivatives",
     "gaussian_nll",
     "geometric_levels",
+    "high_order_loss",
+    "high_order_terms",
     "hybrid_loss",
+    "implicit_loss",
     "learned_vdm_loss",
     "level_times",
     "ncsn_loss",
@@ -66,9 +84,15 @@ __all__ = [
     "prior_kl",
     "reconstruction",
     "sample_times",
+    "score_function",
+    "score_jacobian",
+    "second_order_loss",
+    "sliced_loss",
     "target",
+    "third_order_loss",
     "time_span",
     "to_noise_error",
+    "trace_loss",
     "vdm_discrete_loss",
     "vdm_loss",
 ]

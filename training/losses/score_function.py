@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import math
 from collections.abc import Callable
 
@@ -10,9 +9,9 @@ import torch
 
 from halfbridge.kernels.arguments import accumulation
 from halfbridge.nets.adapter import Labels, Network, default_labels, network_labels
-from halfbridge.solvers.field import PREDICTIONS
 from halfbridge.solvers.jacobian import Jacobian, Reverse, check_argument
 from halfbridge.solvers.processes import Process
+from halfbridge.training.losses.denoising import check_predicts
 from halfbridge.training.losses.exact_derivatives import exact_derivatives
 
 __all__ = ["Score", "quadratic_forms", "rows", "score_function", "score_jacobian"]
@@ -67,6 +66,7 @@ def score_coefficients(
     predicts: str, alpha: torch.Tensor, sigma: torch.Tensor
 ) -> tuple[torch.Tensor | None, torch.Tensor]:
     """(c_x, c_p) with score = c_x x + c_p prediction; None where x has no part."""
+    check_predicts(predicts)
     match predicts:
         case "noise":
             return None, -1.0 / sigma
@@ -74,12 +74,9 @@ def score_coefficients(
             return None, torch.ones_like(sigma)
         case "data":
             return -1.0 / sigma**2, alpha / sigma**2
-        case "velocity":
+        case _:
             power = alpha**2 + sigma**2
             return -1.0 / power, -alpha / (sigma * power)
-    near = difflib.get_close_matches(str(predicts), PREDICTIONS, n=1)
-    hint = f"; did you mean {near[0]!r}?" if near else ""
-    raise ValueError(f"predicts = {predicts!r} is not one of {', '.join(map(repr, PREDICTIONS))}{hint}")
 
 
 def score_jacobian(score: Score, x: torch.Tensor) -> Reverse:

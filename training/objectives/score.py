@@ -17,7 +17,7 @@ from halfbridge.kernels.hutchinson_probe import Kind, check_kind
 from halfbridge.nets.adapter import Labels, Network, as_field
 from halfbridge.solvers.field import Field
 from halfbridge.solvers.processes import Process
-from halfbridge.training.losses.denoising import to_noise_error
+from halfbridge.training.losses.denoising import check_predicts
 from halfbridge.training.losses.high_order import high_order_loss
 from halfbridge.training.losses.implicit import implicit_loss
 from halfbridge.training.losses.score_function import Score, score_function
@@ -70,11 +70,10 @@ class ScoreMatching(ABC):
     def __post_init__(self) -> None:
         object.__setattr__(self, "weighting", WEIGHTS.build(self.weighting))
         object.__setattr__(self, "times", TIME_LAWS.build(self.times))
-        one = torch.ones(1, dtype=torch.float64, device="cpu")
-        to_noise_error(self.predicts, one, one)
-        inverse_density = draw_times(self.process, one / 2.0, self.times).inverse_density
-        correction(self.process, inverse_density, integral=self.integral)
-        noise_weight(self.weighting, self.process, one * self.process.T)
+        check_predicts(self.predicts)
+        if self.integral:
+            half = torch.full((1,), 0.5, dtype=torch.float64, device="cpu")
+            correction(self.process, draw_times(self.process, half, self.times).inverse_density, integral=True)
         check_kind(self.kind)
 
     @property
