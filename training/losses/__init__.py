@@ -16,7 +16,7 @@ from halfbridge.training.losses.high_order import (
 from halfbridge.training.losses.implicit import implicit_loss
 from halfbridge.training.losses.ncsn import LevelLabels, geometric_levels, level_times, ncsn_loss
 from halfbridge.training.losses.schedule import LearnedSchedule, LearnedVP
-from halfbridge.training.losses.score_function import Score, score_function, score_jacobian
+from halfbridge.training.losses.score_function import score_function, score_jacobian
 from halfbridge.training.losses.sliced import sliced_loss
 from halfbridge.training.losses.times import (
     TIMES,
@@ -57,7 +57,6 @@ __all__ = [
     "LogNormal",
     "LogUniform",
     "MinSNR",
-    "Score",
     "Sigmoid",
     "TimeLaw",
     "Times",
