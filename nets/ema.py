@@ -1,9 +1,10 @@
-"""Exponential moving average of a network's parameters."""
+"""Exponential moving averages of a network's parameters."""
 
 from __future__ import annotations
 
 import copy
 import operator
+from collections.abc import Sequence
 from typing import Any, Generic, TypeVar
 
 import torch
@@ -20,7 +21,10 @@ class EMA(Generic[Module]):
     """After each optimiser step, average <- d average + (1 - d) parameters (Polyak and Juditsky 1992).
 
     model: the network being trained; `EMA.model` is the averaged copy, in eval mode and without gradients.
-    decay: d in [0, 1). With `warmup` the k-th update (k = 1, 2, ...) uses d = min(decay, k / (k + 9)): the random
+    decay: d in [0, 1), or several, of which each has an average of its own: `EMA.models`, in their order; `EMA.model` is the
+    first. The parameters are read once for all of them.
+
+    With `warmup` the k-th update (k = 1, 2, ...) uses d = min(decay, k / (k + 9)): the random
     initial network is gone after the first updates (its weight after k of them is prod_j j / (j + 9), 1e-5 at k = 10),
     and a short run averages over its last tenth instead of over all of itself. Without, the average starts from the
     initial network and keeps decay^k of it.
@@ -28,72 +32,108 @@ class EMA(Generic[Module]):
     Buffers and integer parameters are copied, not averaged. Averages of float16 and bfloat16 parameters are kept in float32,
     where a small 1 - d is not rounded away, and rounded into the copy after each update; a parameter of the copy that was
     written to in between is averaged from its new value on. The others are kept in the copy itself.
+
+    ValueError for a decay outside [0, 1), for no decay and for one that is there twice.
     """
 
-    def __init__(self, model: Module, decay: float = 0.999, *, warmup: bool = True) -> None:
-        if not 0.0 <= decay < 1.0:
-            raise ValueError(f"decay = {decay} must be in [0, 1); 0.999 remembers about a thousand updates")
-        self.source, self.decay, self.warmup = model, decay, warmup
+    def __init__(self, model: Module, decay: float | Sequence[float] = 0.999, *, warmup: bool = True) -> None:
+        self.decays = tuple(decay) if isinstance(decay, Sequence) else (decay,)
+        for d in self.decays:
+            if not 0.0 <= d < 1.0:
+                raise ValueError(f"decay = {d} must be in [0, 1); 0.999 remembers about a thousand updates")
+        if len(set(self.decays)) != max(1, len(self.decays)):
+            raise ValueError(
+                f"decay = {decay!r} must hold different numbers, at least one: each has an average of its own"
+            )
+        self.source, self.decay, self.warmup = model, self.decays[0], warmup
         self.updates = 0
-        self.model: Module = copy.deepcopy(model).eval().requires_grad_(False)
-        self._wide: dict[str, torch.Tensor] = {}
+        self.models: tuple[Module, ...] = tuple(copy.deepcopy(model).eval().requires_grad_(False) for _ in self.decays)
+        self._wide: list[dict[str, torch.Tensor]] = [{} for _ in self.decays]
         self._pairs: ParameterAverages | None = None
 
-    def rate(self) -> float:
-        """The d of the next update."""
+    @property
+    def model(self) -> Module:
+        """The average of the first decay."""
+        return self.models[0]
+
+    def rates(self) -> tuple[float, ...]:
+        """The d of the next update, for each decay."""
         k = self.updates + 1
-        return min(self.decay, k / (k + 9)) if self.warmup else self.decay
+        return tuple(min(d, k / (k + 9)) if self.warmup else d for d in self.decays)
+
+    def rate(self) -> float:
+        """The d of the next update of `model`."""
+        return self.rates()[0]
 
     @torch.no_grad()
     def update(self) -> None:
-        """Take the source's present parameters into the average."""
-        weight = 1.0 - self.rate()
-        averages: list[torch.Tensor] = []
-        values: list[torch.Tensor] = []
+        """Take the source's present parameters into the averages."""
+        averages: list[list[torch.Tensor]] = []
         rounded: list[tuple[torch.Tensor, torch.Tensor]] = []
-        for (name, average), value in zip(self.model.named_parameters(), self.source.parameters(), strict=True):
-            if not average.is_floating_point():
-                average.copy_(value)
-                continue
-            values.append(value)
-            if average.dtype in HALF:
-                averages.append(self._unrounded(name, average))
-                rounded.append((average, averages[-1]))
-            else:
-                averages.append(average)
-        self._pairs_of(averages, values).update(weight)
+        for model, held in zip(self.models, self._wide, strict=True):
+            averages.append([])
+            for (name, average), value in zip(model.named_parameters(), self.source.parameters(), strict=True):
+                if not average.is_floating_point():
+                    average.copy_(value)
+                    continue
+                if average.dtype in HALF:
+                    wide = _unrounded(held, name, average)
+                    averages[-1].append(wide)
+                    rounded.append((average, wide))
+                else:
+                    averages[-1].append(average)
+        values: list[torch.Tensor] = [value for value in self.source.parameters() if value.is_floating_point()]
+        self._pairs_of(averages, values).update([1.0 - rate for rate in self.rates()])
         for half, wide in rounded:
             half.copy_(wide)
-        for kept, buffer in zip(self.model.buffers(), self.source.buffers(), strict=True):
-            kept.copy_(buffer)
+        for model in self.models:
+            for kept, buffer in zip(model.buffers(), self.source.buffers(), strict=True):
+                kept.copy_(buffer)
         self.updates += 1
 
-    def _unrounded(self, name: str, average: torch.Tensor) -> torch.Tensor:
-        """The float32 average of which `average` is the rounding; where it is not, `average` itself."""
-        wide = self._wide.get(name)
-        if wide is None or wide.shape != average.shape:
-            wide = average.float()
-        else:
-            wide = wide.to(average.device)
-            torch.where(wide.to(average.dtype) == average, wide, average.float(), out=wide)
-        self._wide[name] = wide
-        return wide
-
-    def _pairs_of(self, averages: list[torch.Tensor], values: list[torch.Tensor]) -> ParameterAverages:
+    def _pairs_of(self, averages: list[list[torch.Tensor]], values: list[torch.Tensor]) -> ParameterAverages:
         """What updates these tensors: the last one, if it does."""
         last = self._pairs
         if last is None or not all(
             len(a) == len(b) and all(map(operator.is_, a, b))
-            for a, b in ((last.averages[0], averages), (last.parameters, values))
+            for a, b in zip((*last.averages, last.parameters), (*averages, values), strict=True)
         ):
             last = self._pairs = ParameterAverages(averages, values)
         return last
 
     def state_dict(self) -> dict[str, Any]:
-        """What `load_state_dict` needs to go on as if never interrupted."""
-        return {"updates": self.updates, "model": self.model.state_dict(), "wide": dict(self._wide)}
+        """What `load_state_dict` needs to go on as if never interrupted.
+
+        {"updates", "model", "wide"}, as for one decay; for several, also "decays", and "others": [{"model", "wide"}, ...] of the
+        second decay on.
+        """
+        states = [
+            {"model": model.state_dict(), "wide": dict(wide)}
+            for model, wide in zip(self.models, self._wide, strict=True)
+        ]
+        state = {"updates": self.updates, **states[0]}
+        return state | ({"decays": list(self.decays), "others": states[1:]} if len(states) > 1 else {})
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.model.load_state_dict(state["model"])
+        """Go on from what `state_dict` returned. ValueError if that was for other decays, where there are several."""
+        found = state.get("decays", self.decays[:1])
+        if len(found) != len(self.decays) or ("decays" in state and tuple(found) != self.decays):
+            kept = f"the decays {tuple(found)}" if "decays" in state else "one decay"
+            raise ValueError(f"the state is of {kept}, this EMA has {self.decays}; make it with those to load it")
+        for model, wide, part in zip(self.models, self._wide, [state, *state.get("others", [])], strict=True):
+            model.load_state_dict(part["model"])
+            wide.clear()
+            wide.update({name: values.clone() for name, values in part.get("wide", {}).items()})
         self.updates = int(state["updates"])
-        self._wide = {name: wide.clone() for name, wide in state.get("wide", {}).items()}
+
+
+def _unrounded(held: dict[str, torch.Tensor], name: str, average: torch.Tensor) -> torch.Tensor:
+    """The float32 average of which `average` is the rounding; where it is not, `average` itself."""
+    wide = held.get(name)
+    if wide is None or wide.shape != average.shape:
+        wide = average.float()
+    else:
+        wide = wide.to(average.device)
+        torch.where(wide.to(average.dtype) == average, wide, average.float(), out=wide)
+    held[name] = wide
+    return wide

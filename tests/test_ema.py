@@ -118,3 +118,89 @@ def test_an_ema_follows_a_network_whose_parameters_are_replaced():
 def test_an_ema_refuses_a_decay_outside_zero_to_one(decay):
     with pytest.raises(ValueError, match="decay"):
         EMA(torch.nn.Linear(1, 1), decay)
+
+
+DECAYS = (0.3, 0.5, 0.7)
+
+
+def mixed_net():
+    """Parameters in three dtypes, and a buffer."""
+    net = torch.nn.Sequential(torch.nn.Linear(3, 2), torch.nn.Linear(2, 2).bfloat16(), torch.nn.Linear(2, 1).double())
+    net.register_buffer("count", torch.zeros(()))
+    return net
+
+
+def set_all(net, k):
+    with torch.no_grad():
+        for j, p in enumerate(net.parameters()):
+            p.fill_(math.sin(k + 10 * j))
+        net.count.fill_(k)
+
+
+@pytest.mark.parametrize("warmup", [True, False])
+def test_each_of_several_averages_is_to_the_last_bit_the_average_of_its_decay_alone(warmup):
+    net = mixed_net()
+    several = EMA(net, DECAYS, warmup=warmup)
+    alone = [EMA(net, decay, warmup=warmup) for decay in DECAYS]
+    for k in range(30):
+        set_all(net, k)
+        for ema in (several, *alone):
+            ema.update()
+        assert several.rates() == tuple(ema.rate() for ema in alone)
+    assert several.model is several.models[0]
+    for model, ema in zip(several.models, alone, strict=True):
+        ours, theirs = model.state_dict(), ema.model.state_dict()
+        assert ours.keys() == theirs.keys()
+        assert all(torch.equal(ours[name], theirs[name]) for name in ours)
+    values = [model[0].weight[0, 0].item() for model in several.models]
+    assert len(set(values)) == 3
+
+
+def test_several_averages_read_the_parameters_once():
+    net = mixed_net()
+    ema = EMA(net, DECAYS)
+    ema.update()
+    first = ema._pairs
+    assert len(first.averages) == 3
+    assert len(first.parameters) == 6
+    ema.update()
+    assert ema._pairs is first
+
+
+def test_several_averages_go_on_from_their_state_to_the_last_bit():
+    net = mixed_net()
+    whole, first, second = (EMA(net, DECAYS) for _ in range(3))
+    for k in range(20):
+        set_all(net, k)
+        if k == 12:
+            second.load_state_dict(first.state_dict())
+        for ema in (whole, first) if k < 12 else (whole, second):
+            ema.update()
+    for a, b in zip(whole.models, second.models, strict=True):
+        assert all(torch.equal(p, q) for p, q in zip(a.parameters(), b.parameters(), strict=True))
+    for a, b in zip(whole._wide, second._wide, strict=True):
+        assert a.keys() == b.keys() == {"1.weight", "1.bias"}
+        assert all(torch.equal(a[name], b[name]) for name in a)
+    assert second.updates == 20
+
+
+def test_a_state_of_one_average_written_before_there_were_several_still_loads():
+    net = torch.nn.Linear(2, 2)
+    ema = EMA(net, 0.9)
+    ema.load_state_dict({"updates": 7, "model": {k: v + 1 for k, v in net.state_dict().items()}})
+    assert torch.equal(ema.model.weight, net.weight + 1)
+    assert ema.updates == 7
+    assert set(ema.state_dict()) == {"updates", "model", "wide"}
+
+
+@pytest.mark.parametrize(("written", "read"), [((0.9, 0.99), 0.9), (0.9, (0.9, 0.99)), ((0.9, 0.99), (0.99, 0.9))])
+def test_a_state_of_other_decays_is_refused(written, read):
+    net = torch.nn.Linear(2, 2)
+    with pytest.raises(ValueError, match=r"the state is of .*, this EMA has \(0\.9"):
+        EMA(net, read).load_state_dict(EMA(net, written).state_dict())
+
+
+@pytest.mark.parametrize("decay", [(), (0.9, 0.9), (0.9, 1.0)])
+def test_no_decay_and_one_twice_are_refused(decay):
+    with pytest.raises(ValueError, match=r"decay = "):
+        EMA(torch.nn.Linear(1, 1), decay)
