@@ -49,6 +49,7 @@ class DiffusersNet(torch.nn.Module):
                 f"null_class = {null_class} is no row of the model's {rows} classes; leave it out, or pass one"
             )
         self.model, self.null_class = model, null_class
+        self.training = model.training
         self.classes: int = rows - 1 if null_class is not None and null_class == rows - 1 else rows
 
     def forward(self, x: torch.Tensor, t: torch.Tensor, classes: torch.Tensor | None = None) -> torch.Tensor:
@@ -97,7 +98,7 @@ def from_diffusers(source: Source, *, null_class: int | None = None, variant: st
         )
     with torch.random.fork_rng(devices=[]):  # without accelerate the model is first made with random weights
         model = _unet_class().from_pretrained(str(folder), local_files_only=True, use_safetensors=True, variant=variant)
-    return DiffusersNet(model, null_class=null_class)
+    return DiffusersNet(model.eval(), null_class=null_class)
 
 
 def diffusers_process(source: Source) -> tuple[DiscreteVP, str]:
