@@ -14,7 +14,8 @@ from halfbridge.nets.labels import scaled
 from halfbridge.nets.precondition import Precondition
 from halfbridge.nets.unet import UNet
 from halfbridge.training import checkpoint, durable, jsontext, netfile, recipe, states
-from halfbridge.training.objectives import Denoising
+from halfbridge.training.losses import LearnedSchedule
+from halfbridge.training.objectives import Denoising, make
 from halfbridge.training.saved import load, save
 
 P = hb.VP(0.2, 15.0)
@@ -81,7 +82,6 @@ def test_predictions_and_labels_come_back(labels, how, tmp_path):
     save(tmp_path / "net.safetensors", net, **(given if how == "process" else {"objective": Denoising(**given)}))
     saved = load(tmp_path / "net.safetensors")
     assert_same_field(saved.field, as_field(net, P, "data", labels=labels))
-    assert (saved.labels is None) == (labels is None)
 
 
 def test_classes_and_guidance_reach_the_network(tmp_path):
@@ -95,31 +95,40 @@ def test_classes_and_guidance_reach_the_network(tmp_path):
         assert not torch.equal(saved.as_field(classes=2).noise(0.4, X), saved.field.noise(0.4, X))
 
 
-class Learned(torch.nn.Module):
-    """An objective with a parameter of its own, which its field depends on."""
-
-    process, predicts = P, "noise"
-
-    def __init__(self, process=None):
-        super().__init__()
-        self.scale = torch.nn.Parameter(torch.tensor(1.0))
-
-    @property
-    def config(self):
-        return {"type": "learned"}
-
-    def field(self, net, **options):
-        return as_field(lambda x, t: self.scale * net(x, t), P, **options)
+OBJECTIVES = {
+    "denoising": lambda: Denoising(P, "velocity"),
+    "ddpm": lambda: make("ddpm", hb.DiscreteVP([0.1, 0.2, 0.3])),
+    "edm": lambda: make("edm"),
+    "ncsn": lambda: make("ncsn", levels=[2.0, 1.0, 0.1], labels="index"),
+    "vdm": lambda: make("vdm", P),
+    "vdm that learns its schedule": lambda: make("vdm", schedule=LearnedSchedule()),
+}
 
 
-def test_what_an_objective_learned_is_saved_with_the_network(tmp_path, monkeypatch):
-    monkeypatch.setitem(hb.training.saved.objectives.NAMES, "learned", Learned)
-    net, objective = random_mlp(), Learned()
-    objective.scale.data.fill_(3.0)
+@pytest.mark.parametrize("name", OBJECTIVES)
+def test_objectives_come_back_with_what_they_learned(name, tmp_path):
+    objective, net = OBJECTIVES[name](), random_mlp()
+    if isinstance(objective, torch.nn.Module):
+        with torch.no_grad():
+            for p in objective.parameters():
+                p.add_(0.1)
     save(tmp_path / "net.safetensors", net, objective=objective)
-    assert_same_field(load(tmp_path / "net.safetensors").field, objective.field(net))
+    state = torch.random.get_rng_state()
+    saved = load(tmp_path / "net.safetensors")
+    assert torch.equal(state, torch.random.get_rng_state())
+    assert type(saved.objective) is type(objective)
+    assert saved.objective.config == objective.config
+    field, t = objective.field(net), 1.0 if name != "vdm that learns its schedule" else 0.5
     with torch.no_grad():
-        assert not torch.equal(load(tmp_path / "net.safetensors").field.noise(0.4, X), as_field(net, P).noise(0.4, X))
+        assert torch.equal(saved.field.noise(t, X), field.noise(t, X))
+        assert not torch.equal(saved.field.noise(t, X), torch.zeros_like(X))
+    assert saved.process.alpha(t) == field.process.alpha(t)
+    assert saved.process.sigma(t) == field.process.sigma(t)
+    if "learns" in name:
+        fresh = OBJECTIVES[name]().process
+        assert fresh.half_log_snr(t) != saved.process.half_log_snr(t)
+        with pytest.raises(ValueError, match=r"the objective in .* is of another architecture"):
+            load(tmp_path / "net.safetensors", objective=make("vdm", schedule=LearnedSchedule(hidden=3)))
 
 
 class Own(torch.nn.Module):
@@ -189,6 +198,19 @@ def test_an_objective_that_cannot_be_written_down_is_not_needed_where_the_predic
     saved = load(path)
     assert saved.objective is None
     assert_same_field(saved.field, as_field(net, P, "velocity"))
+
+
+class OwnObjective(Denoising):
+    def field(self, net, **options):
+        return as_field(lambda x, t: 2.0 * net(x, t), self.process, **options)
+
+
+def test_an_objective_of_the_users_is_asked_for(tmp_path):
+    path, net, objective = tmp_path / "net.safetensors", random_mlp(), OwnObjective(P, weighting=lambda t: t)
+    save(path, net, objective=objective)
+    with pytest.raises(ValueError, match=r"the objective, .*OwnObjective, in .* pass objective="):
+        load(path)
+    assert_same_field(load(path, objective=objective).field, objective.field(net))
 
 
 @pytest.mark.parametrize(
@@ -270,9 +292,6 @@ def test_nothing_that_is_read_runs_code(tmp_path):
         ("labels", {"type": "os.getpid"}),
     ]:
         netfile.write(path, weights, {**known, key: evil, **({"objective": None} if key == "labels" else {})})
-        if key == "objective":  # what it is called is not needed: the prediction says all
-            assert load(path).objective is None
-            continue
         with pytest.raises(ValueError, match=f"pass {key if key != 'labels' else 'objective'}="):
             load(path)
 
@@ -302,7 +321,7 @@ def run_folder(folder, net, objective, decays):
     tensors, record = states.flatten(state)
     config = {
         **recipe.describe(net, objective=objective),
-        "data": {"config": {"name": "moons", "n": 100}},
+        "data": {"name": "moons", "n": 100},
         "settings": {"ema_decay": decays},
     }
     checkpoint.write(folder / "checkpoints", {"model/net.first.bias": torch.zeros(1)}, {}, step=2)

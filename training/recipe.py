@@ -39,10 +39,14 @@ def describe(
     """{"net", "objective", "process", "predicts", "labels"}: what `training.load` needs to make the field of a network.
 
     Pass the objective, or, without one, the process, what the network predicts and its labels. What cannot be written down,
-    such as a network or a function of the user's or a LinearProcess, leaves the name of its type: {"type": "module.Name"}.
+    such as a network or a function of the user's or a LinearProcess, leaves the name of its type: {"type": "module.Name"}. The
+    process is None where the objective learns it.
     """
     if objective is not None:
-        process, predicts, labels = objective.process, objective.predicts, getattr(objective, "labels", None)
+        learned = getattr(objective, "schedule", None) is not None
+        process, predicts = None if learned else objective.process, objective.predicts
+        labels = getattr(objective, "labels", None)
+        labels = labels if callable(labels) else None  # "index" and the like are in the objective's own description
     return {
         "net": _written(nets.describe, net),
         "objective": _written(lambda known: dict(known.config), objective),

@@ -16,7 +16,7 @@ from halfbridge.solvers.field import PREDICTIONS, Field
 from halfbridge.solvers.processes import Process
 from halfbridge.training import checkpoint, netfile, objectives, recipe
 from halfbridge.training import labels as label_types
-from halfbridge.training.objectives import Objective
+from halfbridge.training.objectives import Denoising, Objective
 
 __all__ = ["Saved", "load", "save"]
 
@@ -26,8 +26,9 @@ class Saved:
     """A network that was loaded.
 
     net         in eval mode, on the CPU
-    process     of the field; predicts, labels: as in `nets.as_field`
-    objective   what it was trained with; None if that was not saved or cannot be written down
+    process     of the field; predicts: as in `nets.as_field`
+    labels      as there, for a network without an objective: its own has them
+    objective   what it was trained with; None if that was not saved, or could not be written down and is not needed
     step        how many steps it was trained
     average     the decay of the average that was loaded; 0.0: the weights of the last step; None: a file, which has one
     record      a run's config, or what `save` was given
@@ -49,9 +50,8 @@ class Saved:
 
     @property
     def data(self) -> dict[str, Any] | None:
-        """What `data.load` takes to load what a run was trained on, or None where that came as tensors."""
-        data = self.record.get("data") or {}
-        return dict(data["config"]) if data.get("config") else None
+        """The config in the record of the data trained on, which `data.load` takes; None where that came as tensors."""
+        return self.record.get("data")
 
     @property
     def field(self) -> Field:
@@ -139,8 +139,9 @@ def load(
     parameters: object = objective
     if isinstance(parameters, torch.nn.Module):
         _fill(parameters.eval(), _under("objective.", tensors), f"the objective in {path}", "objective")
+    labels = None
     if objective is not None:
-        process, predicts, labels = objective.process, objective.predicts, getattr(objective, "labels", None)
+        process, predicts = objective.process, objective.predicts
     elif process is None:
         raise ValueError(f"{path} names no process; pass process=")
     else:
@@ -151,10 +152,9 @@ def load(
 def _net(
     described: Mapping[str, Any], net: torch.nn.Module | None, weights: dict[str, torch.Tensor], path: Path
 ) -> torch.nn.Module:
-    described = described.get("description", described)
     if net is None:
         try:
-            with torch.random.fork_rng(devices=[]):  # the values that are drawn are not kept
+            with torch.random.fork_rng(devices=[]):  # what is drawn is replaced by the weights
                 net = nets.build(described)
         except ValueError as error:
             raise ValueError(
@@ -182,18 +182,19 @@ def _process(described: Mapping[str, Any] | None, path: Path) -> Process | None:
 
 
 def _objective(config: Mapping[str, Any], process: Process | None, path: Path) -> Objective | None:
-    """None where there is none, or none that can be built but prediction and labels say enough."""
-    described = config["objective"]
+    """None where prediction and labels say all: no objective was saved, or one of denoising with functions in it."""
+    described, labels = config["objective"], config.get("labels")
     if described is not None and described["type"] in objectives.NAMES:
         options = {key: value for key, value in described.items() if key != "type"}
-        return objectives.make(described["type"], process, **options)
-    labels = config.get("labels")
-    if "predicts" in config and (labels is None or labels["type"] in label_types.TYPES):
+        with torch.random.fork_rng(devices=[]):
+            return objectives.make(described["type"], process, **options)
+    plain = described is None or described["type"] == f"{Denoising.__module__}.{Denoising.__qualname__}"
+    if plain and (labels is None or labels["type"] in label_types.TYPES):
         return None
-    what = "labels" if described is None else f"objective {described['type']}"
+    what = f"labels, {labels['type']}," if plain and labels else f"objective, {described['type']},"
     raise ValueError(
-        f"the {what} of {path} cannot be built from what is written; pass objective=, e.g. "
-        "objectives.Denoising(process, labels=labels)"
+        f"the {what} in {path} cannot be built from what is written; pass objective=, as it was for training, or "
+        "objectives.Denoising(process, predicts, labels=labels) for a plain field"
     )
 
 
