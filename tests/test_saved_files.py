@@ -11,7 +11,8 @@ from random_nets import P, assert_same_field, random_mlp, randomise
 
 from halfbridge.nets import EMA, MLP, as_field
 from halfbridge.training import checkpoint, durable, jsontext, netfile, recipe, states
-from halfbridge.training.objectives import Denoising
+from halfbridge.training.losses import LearnedSchedule
+from halfbridge.training.objectives import Denoising, make
 from halfbridge.training.saved import load, save
 
 
@@ -101,6 +102,8 @@ def test_no_space_leaves_the_file_before(tmp_path, monkeypatch):
 def run_folder(folder, net, objective, decays):
     """A run after 3 steps and its averages, laid out as the trainer does."""
     model = torch.nn.ModuleDict({"net": net})
+    if isinstance(objective, torch.nn.Module):
+        model["objective"] = objective
     averages = [EMA(model, decay) for decay in (decays if isinstance(decays, list) else [decays])]
     for k, average in enumerate(averages):
         randomise(average.model, 10 + k)
@@ -114,13 +117,13 @@ def run_folder(folder, net, objective, decays):
     checkpoint.write(folder / "checkpoints", {"model/net.first.bias": torch.zeros(1)}, {}, step=2)
     checkpoint.write(folder / "checkpoints", tensors, {"state": record}, step=3)
     durable.write_file(folder / "config.json", jsontext.dumps(config, indent=2).encode())
-    return [average.model["net"] for average in averages]
+    return [average.model for average in averages]
 
 
 @pytest.mark.parametrize("decays", [0.99, [0.9, 0.999]])
 def test_a_run_gives_its_first_average_another_or_the_weights_themselves(decays, tmp_path):
     net = random_mlp()
-    averaged = run_folder(tmp_path, net, Denoising(P, "velocity"), decays)
+    averaged = [model["net"] for model in run_folder(tmp_path, net, Denoising(P, "velocity"), decays)]
     decays = decays if isinstance(decays, list) else [decays]
     saved = load(tmp_path)
     assert (saved.step, saved.average) == (3, decays[0])
@@ -132,6 +135,16 @@ def test_a_run_gives_its_first_average_another_or_the_weights_themselves(decays,
     assert_same_field(load(tmp_path, net=random_mlp(5)).field, as_field(averaged[0], P, "velocity"))
     with pytest.raises(ValueError, match=rf"average = 0.5 is none of the run's: {decays[0]}"):
         load(tmp_path, average=0.5)
+
+
+def test_a_run_that_learns_its_process_gives_the_average_of_that_too(tmp_path):
+    objective, x = make("vdm", schedule=LearnedSchedule(hidden=4)), torch.ones(3, 2)
+    (averaged,) = run_folder(tmp_path, random_mlp(), objective, 0.9)
+    field = averaged["objective"].field(averaged["net"])
+    saved = load(tmp_path)
+    assert saved.process.half_log_snr(0.5) == field.process.half_log_snr(0.5) != objective.process.half_log_snr(0.5)
+    with torch.no_grad():
+        assert torch.equal(saved.field.noise(0.5, x), field.noise(0.5, x))
 
 
 def test_a_damaged_run_is_told(tmp_path):

@@ -236,8 +236,9 @@ def _read_run(folder: Path, average: float | None) -> tuple[dict[str, Any], dict
             + (f"pass {folder.parent}" if inside else "pass the folder that was out= in training")
         )
     config = recipe.read(folder / "config.json")
-    for key in ("net", "process", "objective", "settings"):
-        if not isinstance(config.get(key), dict):
+    kinds = {"net": dict, "objective": dict | None, "process": dict | None, "predicts": str, "settings": dict}
+    for key, kind in kinds.items():
+        if not isinstance(config.get(key, ...), kind):
             raise ValueError(
                 f"{folder / 'config.json'} is no run's config: it has {key} = {config.get(key)!r}; restore it"
             )
