@@ -8,13 +8,13 @@ folder, checkpoint, log, pictures   what a run leaves behind; recipe, saved: wha
 sampling          samples made by several processes
 """
 
-from halfbridge.training import data, losses, objectives
+from halfbridge.training import checkpoint, data, losses, objectives
 from halfbridge.training.fit import ScoreFit, TrainingState, fit_score
 from halfbridge.training.sampling import sample_rows
 from halfbridge.training.saved import Saved, load, save
 from halfbridge.training.settings import Settings
 
 __all__ = [
-    "Saved", "ScoreFit", "Settings", "TrainingState", "data", "fit_score", "load", "losses", "objectives", "sample_rows",
-    "save",
+    "Saved", "ScoreFit", "Settings", "TrainingState", "checkpoint", "data", "fit_score", "load", "losses", "objectives",
+    "sample_rows", "save",
 ]  # fmt: skip
