@@ -110,9 +110,15 @@ class LearnedVP(Process):
     def prior_std(self) -> float:
         return 1.0
 
+    def _apply(self, formula: Any, value: Any, name: str, check: Any) -> Any:
+        with torch.set_grad_enabled(torch.is_grad_enabled() and isinstance(value, Tensor)):  # numbers carry no gradient
+            return super()._apply(formula, value, name, check)
+
     def _gamma(self, t: Any) -> Tensor:
         place = self.schedule.gamma_0.device
-        gamma: Tensor = self.schedule(t.to(place) if isinstance(t, Tensor) else torch.tensor(t, device=place).double())
+        gamma: Tensor = self.schedule(
+            t.to(place) if isinstance(t, Tensor) else torch.tensor(t, dtype=torch.float64, device=place)
+        )
         return gamma.to(t.device) if isinstance(t, Tensor) else gamma
 
     def _alpha(self, t: Any) -> Any:

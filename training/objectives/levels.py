@@ -115,7 +115,7 @@ class NCSN:
         levels = check_levels(self.levels if len(self.levels) else geometric_levels(1.0, 0.01, 10))
         object.__setattr__(self, "levels", tuple(levels.tolist()))
         if self.process is None:
-            object.__setattr__(self, "process", EDM(levels[-1].item(), levels[0].item()))
+            object.__setattr__(self, "process", EDM(levels[-1].item(), levels[0].item()))  # type: ignore[unreachable]
         check_predicts(self.predicts)
         level_times(self.process, self.levels)
         if isinstance(self.labels, str) and self.labels != "index":

@@ -1,0 +1,260 @@
+"""Objectives: what they estimate, that they can be written down, and that they do not care how a batch is cut up."""
+
+import json
+
+import pytest
+import torch
+from exact_moments import STEPS, crooked, exact_sample, quadrature
+
+import halfbridge as hb
+from halfbridge.nets import MLP
+from halfbridge.training import objectives
+from halfbridge.training.losses import (
+    Discretised,
+    EDMWeight,
+    LearnedSchedule,
+    LogNormal,
+    MinSNR,
+    ddpm_elbo,
+    denoising_loss,
+    prior_kl,
+    reconstruction,
+    vdm_discrete_loss,
+    vdm_loss,
+)
+from halfbridge.training.noise import StepNoise
+
+VP = hb.VP()
+LEVELS = Discretised(5)
+MADE = {
+    "denoising": (VP, {"weighting": MinSNR(3.0), "times": "likelihood", "predicts": "velocity"}),
+    "denoising-edm": (hb.EDM(), {"weighting": EDMWeight(0.7), "times": LogNormal(0.0, 2.0)}),
+    "denoising-integral": (VP, {"weighting": "likelihood", "integral": True}),
+    "ddpm": (STEPS, {"predicts": "data"}),
+    "ddpm_elbo": (STEPS, {"variance": "transition", "times": "likelihood"}),
+    "ddpm_elbo-given": (STEPS, {"variance": [0.1] * 10}),
+    "ddpm_elbo-learned": (STEPS, {"learned": True, "levels": LEVELS}),
+    "hybrid": (STEPS, {"vlb_weight": 0.01, "levels": LEVELS}),
+    "vdm": (VP, {"times": "likelihood", "levels": LEVELS}),
+    "vdm-learned": (None, {"schedule": {"gamma_0": -5.0, "gamma_1": 4.0, "hidden": 8}, "interior": "bound"}),
+    "vdm_discrete": (VP, {"steps": 7}),
+    "vdm_discrete-learned": (None, {"steps": 7, "schedule": LearnedSchedule(-5.0, 4.0, hidden=8)}),
+    "edm": (None, {"sigma_data": 0.7, "times": {"type": "log_normal", "mean": -0.4, "std": 1.0}}),
+    "edm-vp": (hb.EDM(), {"kind": "vp", "predicts": "noise"}),
+    "ncsn": (None, {"levels": [2.0, 0.5, 0.1], "labels": "index"}),
+}
+each = pytest.mark.parametrize("case", MADE)
+
+
+def made(case):
+    process, options = MADE[case]
+    return objectives.make(case.split("-")[0], process, **options)
+
+
+def states(n):
+    """Data on five levels."""
+    return (2.0 * exact_sample(n)[0]).round().clamp(-2, 2) / 2.0
+
+
+def net_of(case):
+    doubled = case.startswith("hybrid") or (case.endswith("learned") and case.startswith("ddpm"))
+    base = lambda x, t: crooked(x, t) + 0.1 * t[:, None]  # noqa: E731
+    return (lambda x, t: torch.cat([base(x, t), 0.2 * x], dim=1)) if doubled else base
+
+
+class Given:
+    """Noise with these numbers."""
+
+    def __init__(self, u, z):
+        self.u, self.z = u, z
+
+    def uniform(self):
+        return self.u
+
+    def normal(self, draw=0):
+        return self.z
+
+
+@each
+def test_an_objective_made_from_its_config_gives_the_same_bits(case):
+    first = made(case)
+    assert isinstance(first, objectives.Objective)
+    config = json.loads(json.dumps(first.config))
+    assert config == first.config
+    kind = config.pop("type")
+    assert kind == case.split("-")[0]
+    learned = config.get("schedule") is not None
+    second = objectives.make(kind, None if learned else first.process, **config)
+    x0 = states(6)
+    noise = StepNoise(1, 2, 6, x0)
+    assert torch.equal(first(net_of(case), x0, noise), second(net_of(case), x0, noise))
+    assert second.config == first.config
+    if not isinstance(first, torch.nn.Module):
+        assert second == first
+
+
+@each
+def test_parts_of_a_batch_have_the_losses_of_the_whole(case):
+    objective, x0 = made(case), states(6)
+    whole = objective(net_of(case), x0, StepNoise(1, 2, 6, x0))
+    assert whole.shape == (6,)
+    parts = [objective(net_of(case), x0[a:b], StepNoise(1, 2, 6, x0[a:b], first=a)) for a, b in ((0, 1), (1, 6))]
+    torch.testing.assert_close(torch.cat(parts), whole, rtol=1e-12, atol=1e-12)
+    halves = objective(net_of(case), x0.float(), StepNoise(1, 2, 6, x0.float()))
+    assert halves.dtype == torch.float32
+
+
+@each
+def test_the_field_tells_the_network_the_labels_of_training_and_predicts_the_same(case):
+    if case in ("hybrid", "ddpm_elbo-learned"):
+        pytest.importorskip("halfbridge.nets.labels")
+    objective, seen = made(case), []
+
+    def net(x, label):
+        seen.append(label)
+        return net_of(case)(x, label)
+
+    x0 = states(3)
+    objective(net, x0, StepNoise(0, 0, 3, x0))
+    trained = seen[-1].detach()
+    field = objective.field(net)
+    assert field.predicts == objective.predicts
+    process = objective.process
+    assert type(field.process) is type(process)
+    times = torch.linspace(process.t_min, process.T, 4001, dtype=torch.float64)
+    if isinstance(process, hb.DiscreteVP):
+        times = torch.arange(1.0, process.T + 1.0, dtype=torch.float64)
+    labels = []
+    for t in times[:: max(1, len(times) // 40)].tolist():
+        field(t, x0)
+        labels.append(seen[-1][0].item())
+    margin = 0.05 * (max(labels) - min(labels))
+    if case not in ("denoising-edm", "edm", "edm-vp"):  # whose levels have no ends
+        assert min(labels) - margin <= trained.min().item()
+        assert trained.max().item() <= max(labels) + margin
+    assert (labels[0] < labels[-1]) == (case not in ("vdm-learned", "vdm_discrete-learned", "ncsn"))
+
+
+def over_steps(objective, net, x0, z, n):
+    """E over steps: the cells of u, each as likely, n of them a step."""
+    u = (torch.arange(n, dtype=torch.float64) + 0.5) / n
+    return torch.stack([objective(net, x0, Given(u[k].expand(len(x0)), z)) for k in range(n)]).mean(dim=0)
+
+
+def test_ddpms_bound_is_the_sum_of_its_terms_over_d():
+    x0, z = exact_sample(6)
+    steps = torch.arange(1.0, 11.0, dtype=torch.float64)
+    terms = sum(ddpm_elbo(crooked, STEPS, x0, i.expand(6), z) for i in steps)
+    got = over_steps(objectives.DDPMBound(STEPS), crooked, x0, z, 10)
+    torch.testing.assert_close(got, (prior_kl(STEPS, x0) + terms) / 2.0, rtol=1e-10, atol=0.0)
+    by_importance = over_steps(objectives.DDPMBound(STEPS, times="likelihood"), crooked, x0, z, 20_000)
+    torch.testing.assert_close(by_importance, got, rtol=1e-3, atol=0.0)
+
+
+@pytest.mark.parametrize("times", ["uniform", "likelihood"])
+def test_vdms_bound_is_its_integral_and_both_ends_over_d(times):
+    process = hb.OU(g=1.4)
+    x0, z = exact_sample(4)
+    u, weights = quadrature(400 if times == "uniform" else 60)
+    objective = objectives.VDM(process, times=times)
+    with torch.no_grad():
+        got = sum(w * objective(crooked, x0, Given(v.expand(4), z)) for v, w in zip(u, weights, strict=True))
+    span = process.T - process.t_min
+    nodes, shares = quadrature(1200)
+    t = process.t_min + span * nodes**4
+    total = sum(4.0 * v**3 * w * span * vdm_loss(crooked, process, x0, s.expand(4), z) for s, v, w in zip(t, nodes, shares, strict=True))  # fmt: skip
+    expected = (prior_kl(process, x0) + reconstruction(process, x0, z) + total) / 2.0
+    torch.testing.assert_close(got, expected, rtol=2e-3 if times == "uniform" else 1e-7, atol=0.0)
+
+
+def test_vdms_discrete_bound_is_the_sum_of_its_steps_and_both_ends_over_d():
+    x0, z = exact_sample(6)
+    total = sum(vdm_discrete_loss(crooked, VP, x0, torch.full((6,), i).double(), z, steps=5) for i in range(1, 6))
+    got = over_steps(objectives.VDMDiscrete(VP, steps=5), crooked, x0, z, 5)
+    expected = (prior_kl(VP, x0) + reconstruction(VP, x0, z) + total) / 2.0
+    torch.testing.assert_close(got, expected, rtol=1e-10, atol=0.0)
+
+
+def test_importance_sampled_denoising_has_the_mean_of_uniform_times_and_the_integral_is_span_times_it():
+    x0, z = exact_sample(6)
+    u, weights = quadrature(300)
+    process = hb.OU(g=1.4)
+
+    def mean(**options):
+        objective = objectives.Denoising(process, weighting="simple", **options)
+        return sum(w * objective(crooked, x0, Given(v.expand(6), z)) for v, w in zip(u, weights, strict=True))
+
+    plain = mean()
+    torch.testing.assert_close(mean(times="likelihood"), plain, rtol=1e-6, atol=0.0)
+    torch.testing.assert_close(mean(integral=True), (process.T - process.t_min) * plain, rtol=1e-12, atol=0.0)
+    one = objectives.Denoising(process)(crooked, x0, Given(u[:6], z))
+    assert torch.equal(
+        one, denoising_loss(crooked, process, x0, process.t_min + u[:6] * (process.T - process.t_min), z)
+    )
+
+
+@pytest.mark.parametrize("case", ["vdm-learned", "vdm_discrete-learned"])
+def test_a_learned_schedule_is_trained_and_kept_by_its_state(case):
+    objective, x0 = made(case), states(8)
+    objective(net_of(case), x0, StepNoise(0, 0, 8, x0)).mean().backward()
+    for name, p in objective.named_parameters():
+        assert p.grad is not None, name
+        assert p.grad.isfinite().all() and p.grad.any(), name  # noqa: PT018
+    torch.optim.Adam(objective.parameters(), lr=0.1).step()
+    config = objective.config
+    again = objectives.make(config.pop("type"), None, **config)
+    assert again.process.half_log_snr(again.process.t_min) == pytest.approx(
+        objective.process.half_log_snr(1e-3), rel=1e-12
+    )
+    assert again.process.sigma(0.5) != objective.process.sigma(0.5)
+    again.load_state_dict(objective.state_dict())
+    assert again.process.sigma(0.5) == objective.process.sigma(0.5)
+
+
+def test_a_network_trains_on_the_bound_with_a_learned_schedule():
+    """A few hundred steps on two points bring the bound below that of the best network that knows the mean alone."""
+    torch.manual_seed(0)
+    net = MLP(2, hidden=32, depth=1)
+    objective = objectives.VDM(schedule={"gamma_0": -4.0, "gamma_1": 4.0, "hidden": 16})
+    optimizer = torch.optim.Adam([*net.parameters(), *objective.parameters()], lr=5e-3)
+    points = torch.tensor([[1.0, 1.0], [-1.0, -1.0]]).repeat(64, 1)
+    found = []
+    for step in range(300):
+        loss = objective(net, points, StepNoise(0, step, 128, points)).mean()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        found.append(loss.item())
+    assert sum(found[-50:]) / 50 < 0.6 * sum(found[:10]) / 10
+    assert objective.schedule.gamma_0.item() < -4.05  # points want less noise at the end
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: objectives.make("denosing", VP), "'denosing'.*did you mean 'denoising'"),
+        (lambda: objectives.make("denoising"), "'denoising' needs a process"),
+        (lambda: objectives.make("denoising", VP, weigting="simple"), "no option 'weigting'; did you mean 'weighting'"),
+        (lambda: objectives.make("denoising", VP, weighting="likelyhood"), "'likelyhood'.*did you mean 'likelihood'"),
+        (lambda: objectives.make("denoising", VP, weighting={"type": "min_srn"}), "'min_srn'.*did you mean 'min_snr'"),
+        (lambda: objectives.make("denoising", VP, weighting={"type": "min_snr", "g": 1}), "'min_snr' has no 'g'; it has gamma"),
+        (lambda: objectives.make("denoising", VP, times="half_log_snr", integral=True), "integral = True"),
+        (lambda: objectives.make("denoising", VP, predicts="noice"), "'noice'.*did you mean 'noise'"),
+        (lambda: objectives.Denoising(VP, weighting=torch.ones_like).config, "weighting = .* cannot be written down"),
+        (lambda: objectives.Denoising(VP, labels=torch.log).config, "labels = .* cannot be written down"),
+        (lambda: objectives.make("ddpm", VP), "has no steps; pass hb.DiscreteVP"),
+        (lambda: objectives.make("ddpm_elbo", STEPS, times="half_log_snr"), "times = 'half_log_snr' is not 'uniform' or"),
+        (lambda: objectives.make("hybrid", STEPS, vlb_weight=0.0), "vlb_weight = 0.0"),
+        (lambda: objectives.make("vdm"), "pass a process, or a LearnedSchedule"),
+        (lambda: objectives.make("vdm", VP, schedule={}), "pass a process, or a LearnedSchedule"),
+        (lambda: objectives.make("vdm", None, schedule={}, times="likelihood"), "a learned schedule finds its own"),
+        (lambda: objectives.make("vdm", VP, interior="x"), "interior = 'x'"),
+        (lambda: objectives.make("vdm_discrete", VP, steps=0), "steps = 0"),
+        (lambda: objectives.make("edm", kind="edn"), "kind = 'edn'"),
+        (lambda: objectives.make("edm", kind="vp", sigma_data=0.5), "sigma_data = 0.5 is not in the loss of kind = 'vp'"),
+        (lambda: objectives.make("edm", times="uniform"), "times = 'uniform' must be a law of levels"),
+    ],
+)  # fmt: skip
+def test_bad_objectives_are_refused_by_name(make, message):
+    with pytest.raises(ValueError, match=message):
+        make()
