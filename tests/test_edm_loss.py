@@ -1,6 +1,7 @@
 """EDM's loss: the output of its network, the columns of its table, and minimisers."""
 
 import math
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -20,6 +21,7 @@ from exact_moments import (
 
 import halfbridge as hb
 from halfbridge.kernels.edm_precondition import edm_precondition
+from halfbridge.nets.precondition import Precondition
 from halfbridge.training.losses import COLUMNS, denoising_loss, edm_loss, noise_weight, sample_times
 from halfbridge.training.objectives import EDMDenoising
 
@@ -56,10 +58,10 @@ def test_a_network_that_returns_nothing_has_the_loss_one_at_every_level(nu):
 @pytest.mark.parametrize("process", PROCESSES, **by_name)
 def test_the_affine_minimiser_is_the_exact_denoiser_and_the_least_loss_the_posterior_variance(process):
     x0, z = exact_sample()
+    exact = LAW.field(process)
     for t in some_times(process, 3).tolist():
         times = torch.full((len(x0),), t, dtype=torch.float64)
         found = minimiser(lambda net, s=times: edm_loss(net, process, x0, s, z, sigma_data=WIDTH).mean())
-        exact = LAW.field(process)
         torch.testing.assert_close(found, exact.data(t, PROBE), rtol=1e-7, atol=1e-7)
         nu2 = process.nu(t) ** 2
         c = torch.linalg.eigvalsh(COV)
@@ -89,6 +91,31 @@ def test_columns_weigh_the_error_of_the_data_as_the_table_says(kind):
     got = denoising_loss(net, process, x0, nu, z, predicts="data", weighting=weighting)
     torch.testing.assert_close(got, weight * error, rtol=1e-8, atol=0.0)
     assert noise_weight(EDMDenoising(kind=kind).weighting, process, nu).equal(noise_weight(weighting, process, nu))
+
+
+@pytest.mark.parametrize("kind", COLUMNS)
+def test_the_loss_of_a_preconditioned_network_is_that_of_its_output_in_every_column(kind):
+    """Weight 1/c_out^2 in all four: |F - (x0 - c_skip x)/c_out|^2/d, the target (-1)^k n of VP, VE and iDDPM among them."""
+    given = []
+
+    def inner(x, label):
+        given.append(torch.cos(2.0 * x))
+        return given[-1]
+
+    x0, z = exact_sample(9)
+    u = (torch.arange(9, dtype=torch.float64) + 0.5) / 9
+    objective = EDMDenoising(kind=kind)
+    nu = sample_times(objective.process, u, COLUMNS[kind][0])[:, None]
+    net = Precondition(inner, kind)
+    skip, out = (
+        (0.25 / (nu**2 + 0.25), 0.5 * nu / (nu**2 + 0.25).sqrt())
+        if kind == "edm"
+        else (1.0, nu * (1 if kind == "ve" else -1))
+    )
+    noise = SimpleNamespace(uniform=lambda: u, normal=lambda draw=0: z)
+    loss = objective(net, x0, noise)
+    expected = (given[-1] - (x0 - skip * (x0 + nu * z)) / out).square().mean(dim=1)
+    torch.testing.assert_close(loss, expected, rtol=1e-7, atol=0.0)
 
 
 def test_the_noise_levels_of_vp_are_those_of_its_process():

@@ -59,23 +59,23 @@ def test_networks_are_told_the_level_or_its_index():
 
 
 def test_langevin_down_the_ladder_ends_near_the_data():
-    """With the exact score, 30 corrections at each level: the law is within the smallest level's blur, judged by moments at
-    five standard errors of 4096 samples, and the step's own bias of 2 %."""
+    """With the exact score, 60 corrections at each level: moments of the data blurred by the last level, at five standard errors
+    of 2048 samples, and 4 % for the step's own bias."""
     objective = NCSN(levels=LEVELS)
     exact = LAW.field(objective.process, "score")
     field = objective.field(lambda x, t: exact(t[0].item(), x).score)
-    x = hb.sample(field, hb.DDIM(), grid=objective.times[:2].tolist(), shape=(4096, 2), seed=0, dtype=torch.float64)
+    x = hb.sample(field, hb.DDIM(), grid=objective.times[:2].tolist(), shape=(2048, 2), seed=0, dtype=torch.float64)
     for k in range(1, len(LEVELS)):
         sigma = LEVELS[k].item()
         blur = LAW.at(objective.process, sigma).eigenvalues[0].item()
-        corrector = hb.Langevin(step_size=0.02 * blur)
-        grid = [sigma * (1.0 + 1e-9 * (120 - j)) for j in range(120)] + [sigma]
+        corrector = hb.Langevin(step_size=0.04 * blur)
+        grid = [sigma * (1.0 + 1e-9 * (60 - j)) for j in range(60)] + [sigma]
         x = hb.solve(field, corrector, x, grid=grid, seed=k).x
     n = len(x)
     total = COV + 0.05**2 * torch.eye(2, dtype=torch.float64)
-    assert ((x.mean(dim=0) - LAW.mean).abs() < 5.0 * (total.diagonal() / n).sqrt() + 0.02).all()
+    assert ((x.mean(dim=0) - LAW.mean).abs() < 5.0 * (total.diagonal() / n).sqrt() + 0.04).all()
     spread = torch.cov(x.T) - total
-    assert (spread.abs() < 5.0 * total.max() * math.sqrt(2.0 / n) + 0.02 * total.max()).all()
+    assert (spread.abs() < 5.0 * total.max() * math.sqrt(2.0 / n) + 0.04 * total.max()).all()
 
 
 def test_the_default_is_the_papers_ladder_and_its_process_starts_there():
@@ -95,7 +95,7 @@ def test_the_default_is_the_papers_ladder_and_its_process_starts_there():
         (lambda: level_times(hb.EDM(), [1.0, -1.0]), "must be positive finite"),
         (lambda: level_times(hb.VP(), [1.0, 0.1]), "scales the data; pass one with alpha = 1"),
         (lambda: level_times(hb.EDM(0.1, 2.0), [3.0, 0.1]), "levels start at 3, above 2"),
-        (lambda: ncsn_loss(crooked, hb.EDM(), LEVELS, *[exact_sample(1)[0], ALL[:1] + 6.0, exact_sample(1)[1]]), "i holds 7, but the levels are numbered 1 .. 6"),
+        (lambda: ncsn_loss(crooked, hb.EDM(), LEVELS, PROBE[:1], ALL[:1] + 6.0, PROBE[:1]), "i holds 7, but the levels are numbered 1 .. 6"),
         (lambda: NCSN(labels="level"), "'level' is not 'index'"),
     ],
 )  # fmt: skip

@@ -131,7 +131,7 @@ def test_the_laws_of_edms_table_have_their_quantiles(process):
 def test_default_laws_are_the_papers():
     assert LogNormal() == LogNormal(-1.2, 1.2)
     assert LogUniform() == LogUniform(0.02, 100.0)
-    assert VPLevels() == VPLevels(19.9, 0.1, 1e-5)
+    assert VPLevels() == VPLevels(0.1, 20.0, 1e-5)
     assert IDDPMLevels() == IDDPMLevels(1000, 0.001, 0.008)
 
 
@@ -162,7 +162,7 @@ def test_iddpm_levels_are_those_of_the_cosine_chain():
         (lambda u: LogNormal(0.0, 0.0), "std = 0.0"),
         (lambda u: LogUniform(2.0, 1.0), "low = 2.0"),
         (lambda u: VPLevels(epsilon=0.0), "epsilon = 0.0"),
-        (lambda u: IDDPMLevels(M=0), "M = 0"),
+        (lambda u: IDDPMLevels(steps=0), "steps = 0"),
     ],
 )
 def test_bad_times_are_refused_by_name(make, message):

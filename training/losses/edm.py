@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import torch
 
 from halfbridge.nets.adapter import Labels, Network
+from halfbridge.nets.columns import iddpm_levels
 from halfbridge.solvers.processes import VP, Process
 from halfbridge.training.losses.denoising import denoising_loss
 from halfbridge.training.losses.times import Drawn, LogNormal, TimeLaw
@@ -59,51 +60,39 @@ class LogUniform(TimeLaw):
 
 @dataclass(frozen=True)
 class VPLevels(TimeLaw):
-    """nu = sqrt(exp(beta_d s^2/2 + beta_min s) - 1) at s uniform in [epsilon, 1]: the column VP."""
+    """nu = sigma/alpha of hb.VP(beta_min, beta_max) at a time uniform in [epsilon, 1]: the column VP."""
 
-    beta_d: float = 19.9
     beta_min: float = 0.1
+    beta_max: float = 20.0
     epsilon: float = 1e-5
 
     def __post_init__(self) -> None:
         if not 0.0 < self.epsilon < 1.0:
             raise ValueError(f"VPLevels: epsilon = {self.epsilon!r} must be in (0, 1), the range of times")
-        VP(self.beta_min, self.beta_min + self.beta_d)
+        VP(self.beta_min, self.beta_max)  # checks them
 
     def __call__(self, process: Process, u: torch.Tensor) -> Drawn:
         s = self.epsilon + (1.0 - self.epsilon) * u
-        return Drawn(process.time_at(VP(self.beta_min, self.beta_min + self.beta_d).half_log_snr(s)), None)
+        return Drawn(process.time_at(VP(self.beta_min, self.beta_max).half_log_snr(s)), None)
 
 
 @dataclass(frozen=True)
 class IDDPMLevels(TimeLaw):
-    """nu = u_j, j uniform in 0..M-1, of Nichol and Dhariwal's cosine chain run in EDM's coordinates: the column iDDPM.
+    """nu = u_j, j uniform in 0..M-1, of `nets.columns.iddpm_levels(steps=M, c1, c2)`: the column iDDPM."""
 
-    u_M = 0, u_{j-1} = sqrt((u_j^2 + 1)/max(a_{j-1}/a_j, C_1) - 1), a_j = sin^2(pi/2 j/(M (C_2 + 1))); u_0 is the largest.
-    """
-
-    M: int = 1000
-    C_1: float = 0.001
-    C_2: float = 0.008
+    steps: int = 1000
+    c1: float = 0.001
+    c2: float = 0.008
 
     def __post_init__(self) -> None:
-        if isinstance(self.M, bool) or not isinstance(self.M, int) or self.M < 1:
-            raise ValueError(f"IDDPMLevels: M = {self.M!r} must be an int of at least 1")
-        if not (0.0 < self.C_1 < 1.0 and 0.0 < self.C_2 < math.inf):
-            raise ValueError(f"IDDPMLevels: C_1 = {self.C_1!r} must be in (0, 1) and C_2 = {self.C_2!r} positive")
+        iddpm_levels(self.steps, self.c1, self.c2)  # checks them
 
     def levels(self) -> torch.Tensor:
         """u_0 > ... > u_{M-1} > 0, (M,), float64."""
-        a = [math.sin(0.5 * math.pi * j / (self.M * (self.C_2 + 1.0))) ** 2 for j in range(self.M + 1)]
-        found, square = [], 0.0
-        for j in range(self.M, 0, -1):
-            ratio = max(a[j - 1] / a[j], self.C_1)
-            square = (square + (1.0 - ratio)) / ratio
-            found.append(math.sqrt(square))
-        return torch.tensor(found[::-1], dtype=torch.float64, device="cpu")
+        return torch.tensor(iddpm_levels(self.steps, self.c1, self.c2)[:-1], dtype=torch.float64, device="cpu")
 
     def __call__(self, process: Process, u: torch.Tensor) -> Drawn:
-        j = torch.floor(u * self.M).long().clamp(max=self.M - 1)
+        j = torch.floor(u * self.steps).long().clamp(max=self.steps - 1)
         return Drawn(process.time_at(-self.levels().to(u.device)[j].log()), None)
 
 
