@@ -78,7 +78,6 @@ class Given:
 @each
 def test_an_objective_made_from_its_config_gives_the_same_bits(case):
     first = made(case)
-    assert isinstance(first, objectives.Objective)
     config = json.loads(json.dumps(first.config))
     assert config == first.config
     kind = config.pop("type")
@@ -115,6 +114,7 @@ def test_the_field_tells_the_network_the_labels_of_training_and_predicts_the_sam
     x0 = states(3)
     objective(net, x0, StepNoise(0, 0, 3, x0))
     trained = seen[-1].detach()
+    assert case != "ncsn" or torch.equal(trained, trained.round())  # indices, not levels
     field = objective.field(net)
     assert field.predicts == objective.predicts
     process = objective.process

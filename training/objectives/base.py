@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Protocol
 
 import torch
 
@@ -14,7 +14,6 @@ from halfbridge.training.noise import StepNoise
 __all__ = ["Objective"]
 
 
-@runtime_checkable
 class Objective(Protocol):
     """A loss with all its choices made: a frozen dataclass, or a torch.nn.Module if it has parameters of its own, which are
     then trained and saved with the network's."""
