@@ -51,7 +51,7 @@ class ScoreFit(Generic[Module]):
 def fit_score(
     net: Module,
     data: torch.Tensor | Dataset,
-    process: Process,
+    process: Process | None = None,
     *,
     objective: str | Objective = "denoising",
     predicts: str | None = None,
@@ -71,6 +71,7 @@ def fit_score(
     data: (n, *shape), in the network's dtype (not float16: Adam's epsilon is 0 in it; see `precision`) and on its device; or
     a `Dataset`, which is brought there. Each step takes the next `batch_size` examples of an endless sequence of shuffled
     passes over the data, and minimises the mean over them of an objective.
+    process: may be left out where the objective has one of its own ("edm", "ncsn", a "vdm" that learns it, and objects).
     objective: a name of `objectives.NAMES` or an object of your own. "denoising" is `losses.denoising_loss` at stratified
     times; see there for `predicts` ("noise"), `weighting` ("simple") and `labels`, and `losses.sample_times` for `times`
     ("uniform"). An objective that is a module is trained and averaged with the network.
@@ -111,7 +112,7 @@ def fit_score(
     with training_mode(trainer.model, trainer.device), watch(folder is not None) as asked:
         run(trainer, folder, asked, progress, callback)
 
-    nets = [trainer.averaged(k)[0] for k in range(len(trainer.averages))]
+    nets = [trainer.averaged(k)[0] for k in range(len(settings.decays))]
     best = trainer.averaged()[1]
     return ScoreFit(
         nets[0],
@@ -131,12 +132,12 @@ def _begin(folder: RunFolder, resume: Resume, workers: Workers) -> int | None:
     return None if found.item() < 0 else int(found.item())
 
 
-def _objective(objective: str | Objective, process: Process, **options: Any) -> Objective:
+def _objective(objective: str | Objective, process: Process | None, **options: Any) -> Objective:
     given = {name: value for name, value in options.items() if value is not None}
     if isinstance(objective, str):
         return objectives.make(objective, process, **given)
     if given:
         raise ValueError(f"{', '.join(given)} belong to the objective; give them to {type(objective).__name__} itself")
-    if objective.process != process:
-        raise ValueError(f"process = {process!r} is not the objective's, {objective.process!r}; pass objective.process")
+    if process is not None and objective.process != process:
+        raise ValueError(f"process = {process!r} is not the objective's, {objective.process!r}; leave it out")
     return objective

@@ -9,20 +9,19 @@ samples/            step-*.png
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any, Literal
 
-from halfbridge.training import checkpoint, states
-from halfbridge.training.durable import write_file
-from halfbridge.training.settings import Settings
+import torch
+
+from halfbridge.training import checkpoint, jsontext, recipe, states
+from halfbridge.training.durable import PARTIAL, write_file
+from halfbridge.training.runs import check_same_run
 from halfbridge.training.trainer import Trainer
 
 __all__ = ["Resume", "RunFolder"]
 
 Resume = bool | Literal["auto"]
-
-PARTS = ("net", "objective", "process", "data")
 
 
 class RunFolder:
@@ -40,7 +39,7 @@ class RunFolder:
         that another config began.
         """
         began = (self.path / "config.json").exists()
-        if self.path.exists() and (not self.path.is_dir() or (not began and any(self.path.iterdir()))):
+        if self.path.exists() and not began and not self._is_empty():
             raise FileExistsError(
                 f"out = {str(self.path)!r} exists and is no run's folder; pass one that is new or empty"
             )
@@ -53,7 +52,7 @@ class RunFolder:
                 f"out = {str(self.path)!r} holds no run to resume; pass resume='auto' to begin one where there is none"
             )
         if began:
-            self._compare(json.loads((self.path / "config.json").read_text(encoding="utf-8")))
+            check_same_run(recipe.read(self.path / "config.json"), self.config, f"the run in {self.path}")
         at = max(checkpoint.steps(self.checkpoints), default=None)
         if at is not None and at > self.config["settings"]["steps"]:
             raise ValueError(
@@ -61,8 +60,12 @@ class RunFolder:
                 "another folder"
             )
         self.path.mkdir(parents=True, exist_ok=True)
-        write_file(self.path / "config.json", (json.dumps(self.config, indent=2, allow_nan=False) + "\n").encode())
+        write_file(self.path / "config.json", (jsontext.dumps(self.config, "config", indent=2) + "\n").encode())
         return at
+
+    def _is_empty(self) -> bool:
+        """Whether nothing is there but what a process leaves that is killed while it begins."""
+        return self.path.is_dir() and all(path.suffix == PARTIAL for path in self.path.iterdir())
 
     def save(self, trainer: Trainer) -> None:
         """Write a checkpoint, unless there is one of this step."""
@@ -77,33 +80,20 @@ class RunFolder:
     def load(self, trainer: Trainer, step: int) -> None:
         """Read the checkpoint of `step` into the trainer. CheckpointError, a ValueError, for a damaged one."""
         tensors, record, step = checkpoint.read(self.checkpoints, step)
-        trainer.load(states.unflatten(tensors, record["state"]), step)
-
-    def _compare(self, old: dict[str, Any]) -> None:
-        """ValueError, naming what differs, unless the run that is there is this one."""
-        new = self.config
-        before, now = Settings.load(old["settings"]), Settings.load(new["settings"])
-        pairs = [(part, old[part], new[part]) for part in PARTS]
-        pairs += [("settings", before.fixed(), now.fixed())] if before.schedule == now.schedule else []
-        pairs += [("schedule", before.schedule, now.schedule)]
-        for name, one, other in pairs:
-            if found := _difference(name, one, other):
-                key, was, would = found
-                raise ValueError(
-                    f"out = {str(self.path)!r} holds a run with {key.removeprefix('settings.')} = {was!r}, not {would!r}; pass "
-                    "what it began with to resume it, or another folder" + _why(key)
-                )
+        state = states.unflatten(tensors, record["state"])
+        _check_architecture(state["model"], trainer.model.state_dict(), self.path)
+        trainer.load(state, step)
 
 
-def _why(key: str) -> str:
-    return " (the cosine schedule ends at the last step)" if key == "settings.steps" else ""
-
-
-def _difference(key: str, old: Any, new: Any) -> tuple[str, Any, Any] | None:
-    """The first place where two JSON values differ, and both values there."""
-    if isinstance(old, dict) and isinstance(new, dict):
-        for name in {**old, **new}:
-            if found := _difference(f"{key}.{name}", old.get(name), new.get(name)):
-                return found
-        return None
-    return None if old == new else (key, old, new)
+def _check_architecture(saved: dict[str, torch.Tensor], here: dict[str, torch.Tensor], folder: Path) -> None:
+    """ValueError, naming the first tensor that differs, unless the network of the run has these names, shapes and dtypes."""
+    for name in {**saved, **here}:
+        was, now = (
+            f"{str(t.dtype)[6:]} {tuple(t.shape)}" if t is not None else "absent"
+            for t in (saved.get(name), here.get(name))
+        )
+        if was != now:
+            raise ValueError(
+                f"the run in {folder} is of another network: {name.removeprefix('net.')} is {was} there and {now} in the "
+                "one given; pass the network that it was begun with"
+            )

@@ -66,23 +66,26 @@ def run(
     try:
         while trainer.step < settings.steps:
             done = _advance(trainer, folder, asked)
-            step, last = trainer.step, trainer.step == settings.steps or done.stop
+            step, last = trainer.step, trainer.step == settings.steps
             row = _row(trainer, done, before + time.perf_counter() - started)
             if log is not None and (last or step % settings.log_every == 0):
                 log.row(row)
             bar.update()
-            if step % 20 == 0 or last:
+            if step % 20 == 0 or last or done.stop:
                 rate = bar.format_dict["rate"] or 0.0
                 speed = f"{rate * settings.batch_size:.3g}/s"
                 bar.set_postfix(loss=f"{row.smoothed:.4g}", examples=speed, refresh=False)
             if callback is not None:
                 callback(TrainingState(**row._asdict(), net=trainer.net, average=trainer.averaged()[0]))
+            stop = done.stop or (
+                asked.signal is not None and workers.count == 1
+            )  # several processes agree in the next step
             if folder is not None:
-                if settings.sample_every and (last or step % settings.sample_every == 0) and not done.stop:
+                if settings.sample_every and (last or step % settings.sample_every == 0):
                     preview(trainer, folder.path / "samples", log)
-                if last or (settings.save_every and step % settings.save_every == 0):
+                if last or stop or (settings.save_every and step % settings.save_every == 0):
                     _save(trainer, folder, log)
-                if done.stop:
+                if stop:
                     raise Interrupted(
                         f"stopped by {'a signal' if asked.signal is None else asked.signal.name} after step {step} of "
                         f"{settings.steps}; the run is saved in {folder.path}: resume=True goes on with it"

@@ -24,9 +24,9 @@ def draw(
 ) -> NDArray[np.uint8]:
     """Write a PNG of samples (n, *shape), and return its pixels (height, width, 3).
 
-    Images of 1 or 3 channels (or of 2 and 4, whose first is shown): `grid`. Points in the plane: a scatter, the first of
-    `data` as many beside them in grey. Else a histogram of the first coordinate, with the data's.
-    range: the values shown black and white, default (-1, 1).
+    Images, (n, channels, height, width): `grid`, `range` being the values shown black and white, default (-1, 1). Points in
+    the plane: a scatter over as many rows of `data`, framed by those, so that a stray sample does not make the picture
+    small. Anything else: a histogram of the first coordinate over the data's.
     Raises ImportError, naming the extra, where pillow (images) or matplotlib is not installed.
     """
     if samples.ndim == 4:
@@ -41,6 +41,7 @@ def grid(
 ) -> NDArray[np.uint8]:
     """Images (n, channels, height, width) side by side, row by row, as pixels (., ., 3).
 
+    Three channels are colours; of other numbers the first is shown.
     range: the values that become black and white; what is outside is shown as the nearer of them. columns: default about
     as many as rows. Small images are enlarged by a whole factor, each pixel a square.
     """
@@ -72,7 +73,8 @@ def _save(pixels: NDArray[np.uint8], path: Path) -> None:
         ) from error
     file = io.BytesIO()
     Image.fromarray(pixels).save(file, format="PNG")
-    _write(path, file)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_file(path, file.getvalue())
 
 
 def _plot(samples: torch.Tensor, data: torch.Tensor | None, path: Path) -> NDArray[np.uint8]:
@@ -85,35 +87,43 @@ def _plot(samples: torch.Tensor, data: torch.Tensor | None, path: Path) -> NDArr
         ) from error
     clouds = [(samples, SAMPLES, f"{len(samples)} samples")]
     if data is not None:
-        clouds.insert(0, (data[: len(samples)], DATA, "data"))
-    figure = Figure(
-        figsize=(6.4, 6.4 if samples[0].shape == (2,) else 4.0), dpi=100, facecolor="white", layout="constrained"
-    )
-    canvas, axes = FigureCanvasAgg(figure), figure.subplots()
+        even = torch.linspace(0, len(data) - 1, min(len(samples), len(data)), device=data.device).long()
+        clouds.insert(0, (data[even], DATA, "data"))
     points = [(cloud.detach().double().cpu().flatten(1).numpy(), colour, name) for cloud, colour, name in clouds]
-    if samples[0].shape == (2,):
-        for cloud, colour, name in points:
+    plane = points[0][0].shape[1] == 2
+    figure = Figure(figsize=(6.4, 6.4 if plane else 4.0), dpi=100, facecolor="white", layout="constrained")
+    canvas, axes = FigureCanvasAgg(figure), figure.subplots()
+    low, high = _frame(points[0][0][:, :2] if plane else points[0][0][:, :1])
+    for cloud, colour, name in points:
+        inside = ((cloud[:, : len(low)] >= low) & (cloud[:, : len(low)] <= high)).all(1)
+        label = name if inside.all() else f"{name}, {int((~inside).sum())} outside the picture"
+        if plane:
             size = float(np.clip(4000.0 / len(cloud), 2.0, 30.0))
-            axes.scatter(cloud[:, 0], cloud[:, 1], s=size, color=colour, alpha=0.7, linewidths=0, label=name)
-        axes.set_aspect("equal", adjustable="datalim")
+            axes.scatter(cloud[inside, 0], cloud[inside, 1], s=size, color=colour, alpha=0.7, linewidths=0, label=label)
+        else:
+            edges = np.linspace(low[0], high[0], 61).tolist()
+            weights = np.full(int(inside.sum()), 60 / (len(cloud) * (high[0] - low[0])))
+            axes.hist(cloud[inside, 0], edges, weights=weights, color=colour, alpha=0.6, label=label)
+    if plane:
+        axes.set(xlim=(low[0], high[0]), ylim=(low[1], high[1]), aspect="equal")
     else:
-        low, high = np.percentile(np.concatenate([cloud[:, 0] for cloud, _, _ in points]), [0.0, 100.0])
-        edges = np.linspace(low, high if high > low else low + 1.0, 41).tolist()
-        for cloud, colour, name in points:
-            axes.hist(cloud[:, 0], edges, density=True, color=colour, alpha=0.6, label=name)
-        axes.set_xlabel(f"first of {points[0][0].shape[1]} coordinates", color=INK)
+        axes.set_xlabel(f"coordinate 1 of {points[0][0].shape[1]}", color=INK)
+        axes.set_ylabel("density", color=INK)
     for spine in ("top", "right"):
         axes.spines[spine].set_visible(False)
     axes.tick_params(colors=INK, labelsize=9)
     axes.legend(frameon=False, fontsize=9, labelcolor=INK, loc="upper right", markerscale=1.5)
     canvas.draw()  # type: ignore[no-untyped-call]
     pixels: NDArray[np.uint8] = np.asarray(canvas.buffer_rgba())[..., :3].copy()  # type: ignore[no-untyped-call]
-    file = io.BytesIO()
-    figure.savefig(file, format="png", metadata={"Software": None})
-    _write(path, file)
+    _save(pixels, path)
     return pixels
 
 
-def _write(path: Path, file: io.BytesIO) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_file(path, file.getvalue())
+def _frame(points: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Lowest and highest corner of a square (d = 2) or an interval (d = 1) around the finite points, a quarter of their
+    span wider each way."""
+    finite = points[np.isfinite(points).all(1)]
+    finite = finite if len(finite) else np.zeros((1, points.shape[1]))
+    low, high = finite.min(0), finite.max(0)
+    half = max(0.75 * float((high - low).max()), 1e-3)
+    return (low + high) / 2 - half, (low + high) / 2 + half

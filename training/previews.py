@@ -43,6 +43,8 @@ def preview(trainer: Trainer, folder: Path, log: Log | None) -> None:
         check_finite=False,
     )
     if trainer.workers.first:
-        pixels = pictures.draw(samples, folder / f"step-{trainer.step:09d}.png", data=data)
+        low, high = (end.item() for end in data.aminmax())
+        path = folder / f"step-{trainer.step:09d}.png"
+        pixels = pictures.draw(samples, path, data=data, range=(low, high))
         if log is not None:
             log.picture("samples", pixels, trainer.step)

@@ -7,13 +7,14 @@ from typing import Any
 
 import torch
 
-from halfbridge.nets import build
-from halfbridge.solvers.processes import described
+from halfbridge.training import recipe
 from halfbridge.training.data import Dataset
 from halfbridge.training.objectives import Objective
 from halfbridge.training.settings import Settings
 
-__all__ = ["describe_run"]
+__all__ = ["check_same_run", "describe_run"]
+
+CALLED = ("net", "objective", "process", "predicts", "labels", "examples")
 
 
 def describe_run(
@@ -24,43 +25,34 @@ def describe_run(
     classes: torch.Tensor | None,
     settings: Settings,
 ) -> dict[str, Any]:
-    """The config of a run. What cannot be written down (a user's network or function) leaves its type there, and the
-    tensors of a network their shapes.
-    """
+    """`recipe.describe`, the data's config (None for a user's tensors) and digest, the settings, and the versions."""
+    known = isinstance(data, Dataset) and data.config is not None
     return {
-        "net": _net(net),
-        "objective": _written(objective),
-        "process": _process(objective),
-        "data": {
-            "config": dict(data.config) if isinstance(data, Dataset) and data.config is not None else None,
+        **recipe.describe(net, objective=objective),
+        "data": dict(data.config) if known else None,  # type: ignore[union-attr, arg-type]
+        "examples": {
+            "dtype": str(examples.dtype)[6:],
             "shape": list(examples.shape),
             "sha256": _digest(examples),
             "classes": None if classes is None else _digest(classes),
         },
         "settings": settings.config,
+        "versions": recipe.versions(),
     }
 
 
-def _net(net: torch.nn.Module) -> dict[str, Any]:
-    tensors = {name: [str(t.dtype)[6:], *t.shape] for name, t in net.state_dict().items()}
-    try:
-        return {"description": build.describe(net), "tensors": tensors}
-    except ValueError:
-        return {"description": {"type": f"{type(net).__module__}.{type(net).__qualname__}"}, "tensors": tensors}
-
-
-def _written(objective: Objective) -> dict[str, Any]:
-    try:
-        return dict(objective.config)
-    except ValueError:
-        return {"type": f"{type(objective).__module__}.{type(objective).__qualname__}"}
-
-
-def _process(objective: Objective) -> dict[str, Any]:
-    try:
-        return described.describe(objective.process)
-    except ValueError:
-        return {"type": type(objective.process).__name__}
+def check_same_run(old: dict[str, Any], new: dict[str, Any], what: str) -> None:
+    """ValueError, naming entries and both values, unless `new` goes on with the run that `old` began: what is trained is the
+    same. Versions may differ, and what `Settings.fixed` leaves free.
+    """
+    before, now = (
+        {name: config.get(name) for name in CALLED} | {"settings": Settings.load(config["settings"]).fixed()}
+        for config in (old, new)
+    )
+    for one, other in ((before, now), (now, before)):
+        if one["settings"]["schedule"] != other["settings"]["schedule"]:
+            one["settings"].pop("steps", None)  # say what is wrong, not what follows from it
+    recipe.check_same(before, now, what)
 
 
 def _digest(tensor: torch.Tensor) -> str:

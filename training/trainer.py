@@ -58,14 +58,14 @@ class Trainer:
         self.settings, self.workers = settings, workers
         self.rows = _rows_of(settings, workers)
         self.model = torch.nn.ModuleDict({"net": net})
+        self.device = next(p.device for p in net.parameters() if p.requires_grad)
         if isinstance(objective, torch.nn.Module):
-            self.model["objective"] = objective
+            self.model["objective"] = objective.to(self.device)
         workers.spread([*self.model.parameters(), *self.model.buffers()])
         self.parameters = [p for p in self.model.parameters() if p.requires_grad]
         kind = torch.optim.AdamW if settings.optimizer == "adamw" else torch.optim.Adam
         self.optimizer = kind(self.parameters, settings.lr, settings.betas, weight_decay=settings.weight_decay)
-        self.averages = [EMA(self.model, decay) for decay in settings.decays]
-        self.device = self.parameters[0].device
+        self.average = EMA(self.model, settings.decays)
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=settings.precision == "float16")
         self.losses = torch.empty(settings.steps, dtype=torch.float64, device="cpu")
         self.step = 0
@@ -100,8 +100,7 @@ class Trainer:
         self.scaler.update()
         self.optimizer.zero_grad(set_to_none=True)
         if math.isfinite(size):
-            for average in self.averages:
-                average.update()
+            self.average.update()
         self.losses[self.step] = loss
         self.step += 1
         return Step(loss, size, lr, stop)
@@ -168,10 +167,11 @@ class Trainer:
         return bool(stops)
 
     def state(self) -> dict[str, Any]:
-        """All that the next step depends on, and the losses so far."""
+        """All that the next step depends on, and the losses so far. "averages" has one entry a decay."""
+        first = self.average.state_dict()
         return {
             "model": self.model.state_dict(),
-            "averages": [average.state_dict() for average in self.averages],
+            "averages": [first, *first.pop("others", [])],
             "optimizer": self.optimizer.state_dict(),
             "scaler": self.scaler.state_dict(),
             "losses": self.losses[: self.step],
@@ -179,14 +179,14 @@ class Trainer:
 
     def averaged(self, k: int = 0) -> tuple[Any, Any]:
         """The network and the objective as the k-th average has them."""
-        model = self.averages[k].model
+        model = self.average.models[k]
         return model["net"], dict(model.items()).get("objective", self.objective)
 
     def load(self, state: dict[str, Any], step: int) -> None:
         """Go on from a `state` after `step` steps."""
         self.model.load_state_dict(state["model"])
-        for average, kept in zip(self.averages, state["averages"], strict=True):
-            average.load_state_dict(kept)
+        first, *others = state["averages"]
+        self.average.load_state_dict({**first, "others": others})
         self.optimizer.load_state_dict(state["optimizer"])
         if self.scaler.is_enabled():
             self.scaler.load_state_dict(state["scaler"])

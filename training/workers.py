@@ -1,4 +1,9 @@
-"""The processes of one training or sampling run: one by default, several under `accelerate launch`.
+"""The processes of one training or sampling run: one by default, several under `accelerate launch` or torchrun.
+
+    accelerate launch --num_processes 4 -m halfbridge train ...                on 4 GPUs
+    accelerate launch --multi_gpu --num_processes 2 -m halfbridge train ...    on CPUs: its name for several workers here
+With GPUs that are not to be used set ACCELERATE_USE_CPU=true. (`accelerate launch --cpu --num_processes 2` starts one process,
+as it leaves CPUs to MPI.)
 
 Each process runs the same program and is told its index by the launcher. Nothing here is random or adds in an order that
 depends on timing, but the sum over two processes rounds otherwise than the sum in one.
@@ -58,14 +63,20 @@ class Several(Workers):
     def __init__(self) -> None:
         try:
             from accelerate import PartialState
+            from accelerate.utils import parse_flag_from_env
         except ImportError as error:
             raise ImportError(
                 f"WORLD_SIZE = {os.environ.get('WORLD_SIZE')} asks for several processes, which need Hugging Face accelerate: "
                 "pip install 'halfbridge[distributed]'"
             ) from error
-        state = PartialState()
+        state = PartialState(cpu=parse_flag_from_env("ACCELERATE_USE_CPU") or not torch.accelerator.is_available())
+        if str(state.num_processes) != os.environ.get("WORLD_SIZE"):
+            raise RuntimeError(
+                f"WORLD_SIZE = {os.environ.get('WORLD_SIZE')}, but accelerate was set up for {state.num_processes} before; make "
+                "no PartialState or Accelerator of your own before this, or make it with the same processes"
+            )
         self.index, self.count = int(state.process_index), int(state.num_processes)
-        self.device = torch.device(state.device)
+        self.device = torch.device("cpu") if state.device.type == "cpu" else state.device  # accelerate says cpu:0
 
     def add(self, tensor: torch.Tensor) -> None:
         torch.distributed.all_reduce(tensor)
@@ -101,10 +112,11 @@ class Several(Workers):
         return result
 
     def check_device(self, device: torch.device, name: str) -> None:
-        if self.device is not None and device != self.device:
+        assert self.device is not None
+        if device.type != self.device.type or device.index not in (None, self.device.index):
             raise ValueError(
                 f"{name} is on {device} and process {self.index} of {self.count} exchanges tensors on {self.device}; move "
-                f"{name} there (halfbridge.training.workers.current().device), or launch with accelerate launch --cpu"
+                f"{name} there (halfbridge.training.workers.current().device), or set ACCELERATE_USE_CPU=true"
             )
 
 
