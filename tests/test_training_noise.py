@@ -44,6 +44,33 @@ def test_the_place_within_a_cell_is_uniform_over_steps():
     assert abs((u - 0.5).square().mean().item() - 1 / 12) < 5 / (180 * 2000) ** 0.5
 
 
+def test_rows_are_chosen_with_their_chance_each_by_itself():
+    """Of 500 steps of 12 rows n = 6000 a share p is chosen: standard error sqrt(p (1 - p) / n), 5 of them are allowed. So is
+    p^2 of the pairs of neighbours, in a batch and from step to step, with an error of at most sqrt(3 p^2 / n)."""
+    p = 0.3
+    chosen = torch.stack([StepNoise(3, step, 12, X0).chance(p) for step in range(500)]).double()
+    assert abs(chosen.mean().item() - p) < 5 * (p * (1 - p) / 6000) ** 0.5
+    for pairs in (chosen[1:] * chosen[:-1], chosen[:, 1:] * chosen[:, :-1]):
+        assert abs(pairs.mean().item() - p**2) < 5 * (3 * p**2 / 6000) ** 0.5
+    assert not StepNoise(3, 0, 12, X0).chance(0.0).any()
+    parts = [StepNoise(3, 7, 12, X0[a:b], first=a).chance(p) for a, b in ((0, 5), (5, 12))]
+    assert torch.equal(torch.cat(parts).double(), chosen[7])
+
+
+def test_modules_are_seeded_by_the_seed_the_step_and_the_first_row():
+    seeds = {
+        StepNoise(seed, step, 12, X0[first:], first=first).module_seed()
+        for seed in (0, 1)
+        for step in (0, 1, 2**32)
+        for first in (0, 6)
+    }
+    assert len(seeds) == 12
+    assert all(0 <= seed < 2**63 for seed in seeds)
+    assert max(seeds) > 2**40
+    one, two = (StepNoise(5, 3, 12, X0[6:n], first=6).module_seed() for n in (9, 12))
+    assert one == two
+
+
 def test_half_states_draw_float32_normals():
     assert StepNoise(0, 0, 2, X0[:2].bfloat16()).normal().dtype == torch.float32
     assert StepNoise(0, 0, 2, X0[:2].double()).normal().dtype == torch.float64

@@ -101,8 +101,8 @@ def _plot(samples: torch.Tensor, data: torch.Tensor | None, path: Path) -> NDArr
             size = float(np.clip(4000.0 / len(cloud), 2.0, 30.0))
             axes.scatter(cloud[inside, 0], cloud[inside, 1], s=size, color=colour, alpha=0.7, linewidths=0, label=label)
         else:
-            edges = np.linspace(low[0], high[0], 61).tolist()
-            weights = np.full(int(inside.sum()), 60 / (len(cloud) * (high[0] - low[0])))
+            edges = np.linspace(low[0], high[0], 41).tolist()
+            weights = np.full(int(inside.sum()), 40 / (len(cloud) * (high[0] - low[0])))
             axes.hist(cloud[inside, 0], edges, weights=weights, color=colour, alpha=0.6, label=label)
     if plane:
         axes.set(xlim=(low[0], high[0]), ylim=(low[1], high[1]), aspect="equal")
@@ -112,7 +112,7 @@ def _plot(samples: torch.Tensor, data: torch.Tensor | None, path: Path) -> NDArr
     for spine in ("top", "right"):
         axes.spines[spine].set_visible(False)
     axes.tick_params(colors=INK, labelsize=9)
-    axes.legend(frameon=False, fontsize=9, labelcolor=INK, loc="upper right", markerscale=1.5)
+    axes.legend(frameon=False, fontsize=9, labelcolor=INK, loc="lower right", bbox_to_anchor=(1.0, 1.0), ncols=2)
     canvas.draw()  # type: ignore[no-untyped-call]
     pixels: NDArray[np.uint8] = np.asarray(canvas.buffer_rgba())[..., :3].copy()  # type: ignore[no-untyped-call]
     _save(pixels, path)
