@@ -8,6 +8,7 @@ from exact_moments import STEPS, crooked, every_time, exact_sample, quadrature
 
 import halfbridge as hb
 from halfbridge.nets import MLP
+from halfbridge.nets.labels import scaled, steps
 from halfbridge.training import objectives
 from halfbridge.training.losses import (
     Discretised,
@@ -42,7 +43,17 @@ MADE = {
     "edm": (None, {"sigma_data": 0.7, "times": {"type": "log_normal", "mean": -0.4, "std": 1.0}}),
     "edm-vp": (hb.EDM(), {"kind": "vp", "predicts": "noise"}),
     "ncsn": (None, {"levels": [2.0, 0.5, 0.1], "labels": "index"}),
+    "implicit": (VP, {"weighting": MinSNR(3.0), "divergence": "hutchinson", "kind": "gaussian"}),
+    "sliced": (VP, {"times": "likelihood", "labels": scaled(999.0)}),
+    "high_order": (hb.EDM(), {"times": LogNormal(0.0, 2.0), "lambda2": 0.0}),
+    "denoising-labels": (VP, {"labels": hb.OU().half_log_snr}),
+    "ddpm-labels": (STEPS, {"labels": scaled(0.1)}),
+    "hybrid-labels": (STEPS, {"labels": steps(STEPS, 20)}),
+    "vdm-labels": (VP, {"labels": VP.half_log_snr}),
+    "edm-labels": (hb.EDM(), {"labels": hb.EDM().half_log_snr}),
 }
+FALLING = ("vdm-learned", "vdm_discrete-learned", "ncsn", "denoising-labels", "vdm-labels", "edm-labels")
+"""Whose labels fall as t rises."""
 each = pytest.mark.parametrize("case", MADE)
 
 
@@ -88,7 +99,7 @@ def test_an_objective_made_from_its_config_gives_the_same_bits(case):
     noise = StepNoise(1, 2, 6, x0)
     assert torch.equal(first(net_of(case), x0, noise), second(net_of(case), x0, noise))
     assert second.config == first.config
-    if not isinstance(first, torch.nn.Module):
+    if not isinstance(first, torch.nn.Module) and not hasattr(first.labels, "__self__"):  # two methods of equals differ
         assert second == first
 
 
@@ -127,10 +138,10 @@ def test_the_field_tells_the_network_the_labels_of_training_and_predicts_the_sam
         field(t, x0)
         labels.append(seen[-1][0].item())
     margin = 0.05 * (max(labels) - min(labels))
-    if case not in ("denoising-edm", "edm", "edm-vp"):  # whose levels have no ends
+    if case not in ("denoising-edm", "edm", "edm-vp", "edm-labels", "high_order"):  # whose levels have no ends
         assert min(labels) - margin <= trained.min().item()
         assert trained.max().item() <= max(labels) + margin
-    assert (labels[0] < labels[-1]) == (case not in ("vdm-learned", "vdm_discrete-learned", "ncsn"))
+    assert (labels[0] < labels[-1]) == (case not in FALLING)
 
 
 def over(objective, net, x0, z, u, weights):

@@ -369,5 +369,5 @@ def test_a_gradient_that_float16_cannot_hold_passes_over_the_step_and_halves_the
         assert not torch.equal(weights(one.net), start)
         one.scaler.update(0.5)
         one.objective = objectives.Denoising(hb.VP(), weighting=lambda t: torch.full_like(t, 1e36))
-        with pytest.raises(NotFinite, match="its gradient's norm (inf|nan)"):
+        with pytest.raises(NotFinite, match=r"its gradient's norm (inf|nan)"):
             one.advance()

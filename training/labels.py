@@ -15,7 +15,7 @@ __all__ = ["TYPES", "build", "describe"]
 TYPES = ("half_log_snr", "scaled", "steps")
 
 
-def describe(labels: Labels | None, process: Process) -> dict[str, Any] | None:
+def describe(labels: Labels | None, process: Process | None) -> dict[str, Any] | None:
     """JSON values for the labels of a network under `process`: None (the default), a process's `half_log_snr`, and what
     `nets.labels.scaled` and `steps` make. ValueError for another function, which cannot be written down."""
     if labels is None:
@@ -32,20 +32,20 @@ def describe(labels: Labels | None, process: Process) -> dict[str, Any] | None:
     )
 
 
-def build(description: Mapping[str, Any] | None, process: Process) -> Labels | None:
+def build(description: Mapping[str, Any] | None, process: Process | None) -> Labels | None:
     """The labels that `describe` wrote. ValueError for what it does not write."""
     if description is None:
         return None
     of = build_process(description["process"]) if "process" in description else process
     match description.get("type"), description.keys() - {"type", "process"}:
-        case "half_log_snr", names if not names:
+        case "half_log_snr", names if not names and of is not None:
             return of.half_log_snr
         case "scaled", names if names == {"factor"}:
             return scaled(description["factor"])
-        case "steps", names if names == {"n"}:
+        case "steps", names if names == {"n"} and of is not None:
             return steps(of, description["n"])
     raise ValueError(f"labels = {description!r} are none of {', '.join(TYPES)} with their arguments")
 
 
-def _other(own: Process, process: Process) -> dict[str, Any]:
+def _other(own: Process, process: Process | None) -> dict[str, Any]:
     return {} if own == process else {"process": describe_process(own)}

@@ -23,7 +23,7 @@ from halfbridge.training.losses.decoders import Discretised, gaussian_nll
 from halfbridge.training.losses.denoising import check_predicts
 from halfbridge.training.losses.times import correction, draw_times
 from halfbridge.training.noise import StepNoise
-from halfbridge.training.objectives.described import DECODER, describe_labels
+from halfbridge.training.objectives.described import DECODER, build_labels, describe_labels
 
 __all__ = ["DDPM", "DDPMBound", "Hybrid"]
 
@@ -42,11 +42,15 @@ class DDPM:
     def __post_init__(self) -> None:
         check_process(self.process)
         check_predicts(self.predicts)
+        object.__setattr__(self, "labels", build_labels(self.labels, self.process))
 
     @property
     def config(self) -> dict[str, Any]:
-        describe_labels(self.labels)
-        return {"type": "ddpm", "predicts": self.predicts}
+        return {
+            "type": "ddpm",
+            "predicts": self.predicts,
+            "labels": describe_labels(self.labels, self.process),
+        }
 
     def __call__(self, net: Network, x0: torch.Tensor, noise: StepNoise) -> torch.Tensor:
         i = draw_times(self.process, noise.uniform()).t.to(x0.device)
@@ -80,13 +84,13 @@ class DDPMBound:
     def __post_init__(self) -> None:
         check_process(self.process)
         check_predicts(self.predicts)
+        object.__setattr__(self, "labels", build_labels(self.labels, self.process))
         check_variances(self.process, self.variance)
         check_times(self.times)
         object.__setattr__(self, "levels", DECODER.build(self.levels))
 
     @property
     def config(self) -> dict[str, Any]:
-        describe_labels(self.labels)
         variance = self.variance
         return {
             "type": "ddpm_elbo",
@@ -95,6 +99,7 @@ class DDPMBound:
             "learned": self.learned,
             "times": self.times,
             "levels": DECODER.describe(self.levels),
+            "labels": describe_labels(self.labels, self.process),
         }
 
     def __call__(self, net: Network, x0: torch.Tensor, noise: StepNoise) -> torch.Tensor:
@@ -136,18 +141,19 @@ class Hybrid:
     def __post_init__(self) -> None:
         check_process(self.process)
         check_predicts(self.predicts)
+        object.__setattr__(self, "labels", build_labels(self.labels, self.process))
         if not self.vlb_weight > 0.0:
             raise ValueError(f"vlb_weight = {self.vlb_weight!r} must be positive, or the variances learn nothing")
         object.__setattr__(self, "levels", DECODER.build(self.levels))
 
     @property
     def config(self) -> dict[str, Any]:
-        describe_labels(self.labels)
         return {
             "type": "hybrid",
             "predicts": self.predicts,
             "vlb_weight": self.vlb_weight,
             "levels": DECODER.describe(self.levels),
+            "labels": describe_labels(self.labels, self.process),
         }
 
     def __call__(self, net: Network, x0: torch.Tensor, noise: StepNoise) -> torch.Tensor:

@@ -14,7 +14,7 @@ from halfbridge.training.losses.denoising import check_predicts, denoising_loss
 from halfbridge.training.losses.times import Times, correction, draw_times
 from halfbridge.training.losses.weighting import Weighting
 from halfbridge.training.noise import StepNoise
-from halfbridge.training.objectives.described import TIME_LAWS, WEIGHTS, describe_labels
+from halfbridge.training.objectives.described import TIME_LAWS, WEIGHTS, build_labels, describe_labels
 
 __all__ = ["Denoising"]
 
@@ -43,6 +43,7 @@ class Denoising:
     def __post_init__(self) -> None:
         object.__setattr__(self, "weighting", WEIGHTS.build(self.weighting))
         object.__setattr__(self, "times", TIME_LAWS.build(self.times))
+        object.__setattr__(self, "labels", build_labels(self.labels, self.process))
         check_predicts(self.predicts)
         if self.integral:
             half = torch.full((1,), 0.5, dtype=torch.float64, device="cpu")
@@ -50,12 +51,12 @@ class Denoising:
 
     @property
     def config(self) -> dict[str, Any]:
-        describe_labels(self.labels)
         return {
             "type": "denoising",
             "predicts": self.predicts,
             "weighting": WEIGHTS.describe(self.weighting),
             "times": TIME_LAWS.describe(self.times),
+            "labels": describe_labels(self.labels, self.process),
             "integral": self.integral,
         }
 

@@ -8,6 +8,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from halfbridge.nets.adapter import Labels
+from halfbridge.solvers.processes import Process
+from halfbridge.training import labels as label_types
 from halfbridge.training.losses import (
     TIMES,
     WEIGHTINGS,
@@ -21,7 +23,7 @@ from halfbridge.training.losses import (
     VPLevels,
 )
 
-__all__ = ["DECODER", "TIME_LAWS", "WEIGHTS", "Choices", "describe_labels"]
+__all__ = ["DECODER", "TIME_LAWS", "WEIGHTS", "Choices", "build_labels", "describe_labels"]
 
 
 class Choices:
@@ -68,10 +70,14 @@ TIME_LAWS = Choices(
 DECODER = Choices("levels", {}, {"discretised": Discretised})
 
 
-def describe_labels(labels: Labels | None) -> None:
-    """None, which is all that JSON can say of labels. ValueError for a function."""
-    if labels is not None:
-        raise ValueError(f"labels = {labels!r} cannot be written down; pass it again when the objective is made anew")
+def describe_labels(labels: Labels | None, process: Process | None) -> Any:
+    """JSON that `build_labels` takes back; see `training.labels`, of which this is. ValueError for a function of the user's."""
+    return None if labels is None else label_types.describe(labels, process)
+
+
+def build_labels(labels: Any, process: Process | None) -> Labels | None:
+    """The labels of a description; others are returned as they are."""
+    return label_types.build(labels, process) if isinstance(labels, Mapping) else labels
 
 
 def _listed(names: Mapping[str, Any]) -> str:

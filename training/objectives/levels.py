@@ -18,7 +18,7 @@ from halfbridge.training.losses.ncsn import LevelLabels, check_levels, geometric
 from halfbridge.training.losses.times import TimeLaw, draw_times
 from halfbridge.training.losses.weighting import EDMWeight, Weighting
 from halfbridge.training.noise import StepNoise
-from halfbridge.training.objectives.described import TIME_LAWS, describe_labels
+from halfbridge.training.objectives.described import TIME_LAWS, build_labels, describe_labels
 
 __all__ = ["NCSN", "EDMDenoising"]
 
@@ -55,6 +55,7 @@ class EDMDenoising:
         if times is not None and not isinstance(times, TimeLaw):
             raise ValueError(f"times = {times!r} must be a law of levels such as losses.LogNormal(mean=-0.4, std=1.0)")
         object.__setattr__(self, "times", times)
+        object.__setattr__(self, "labels", build_labels(self.labels, self.process))
 
     @property
     def weighting(self) -> Weighting:
@@ -66,13 +67,13 @@ class EDMDenoising:
 
     @property
     def config(self) -> dict[str, Any]:
-        describe_labels(self.labels)
         return {
             "type": "edm",
             "kind": self.kind,
             "sigma_data": self.sigma_data,
             "times": TIME_LAWS.describe(self.times),
             "predicts": self.predicts,
+            "labels": describe_labels(self.labels, self.process),
         }
 
     def __call__(self, net: Network, x0: torch.Tensor, noise: StepNoise) -> torch.Tensor:
@@ -118,6 +119,7 @@ class NCSN:
             object.__setattr__(self, "process", EDM(levels[-1].item(), levels[0].item()))  # type: ignore[unreachable]
         check_predicts(self.predicts)
         level_times(self.process, self.levels)
+        object.__setattr__(self, "labels", build_labels(self.labels, self.process))
         if isinstance(self.labels, str) and self.labels != "index":
             raise ValueError(f"labels = {self.labels!r} is not 'index'; pass it, a function of t, or None")
 
@@ -128,9 +130,8 @@ class NCSN:
 
     @property
     def config(self) -> dict[str, Any]:
-        if not isinstance(self.labels, str):
-            describe_labels(self.labels)
-        return {"type": "ncsn", "levels": list(self.levels), "predicts": self.predicts, "labels": self.labels}
+        labels = self.labels if isinstance(self.labels, str) else describe_labels(self.labels, self.process)
+        return {"type": "ncsn", "levels": list(self.levels), "predicts": self.predicts, "labels": labels}
 
     def to_label(self) -> Labels | None:
         return LevelLabels(self.process, tuple(self.levels)) if isinstance(self.labels, str) else self.labels

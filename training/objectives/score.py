@@ -25,7 +25,7 @@ from halfbridge.training.losses.sliced import sliced_loss
 from halfbridge.training.losses.times import Times, correction, draw_times
 from halfbridge.training.losses.weighting import Weighting, noise_weight
 from halfbridge.training.noise import StepNoise
-from halfbridge.training.objectives.described import TIME_LAWS, WEIGHTS, describe_labels
+from halfbridge.training.objectives.described import TIME_LAWS, WEIGHTS, build_labels, describe_labels
 
 __all__ = ["HighOrder", "Implicit", "ScoreMatching", "Sliced"]
 
@@ -70,6 +70,7 @@ class ScoreMatching(ABC):
     def __post_init__(self) -> None:
         object.__setattr__(self, "weighting", WEIGHTS.build(self.weighting))
         object.__setattr__(self, "times", TIME_LAWS.build(self.times))
+        object.__setattr__(self, "labels", build_labels(self.labels, self.process))
         check_predicts(self.predicts)
         if self.integral:
             half = torch.full((1,), 0.5, dtype=torch.float64, device="cpu")
@@ -79,9 +80,12 @@ class ScoreMatching(ABC):
     @property
     def config(self) -> dict[str, Any]:
         """JSON values, without the process. ValueError where a choice is a function."""
-        describe_labels(self.labels)
-        described = {"weighting": WEIGHTS.describe(self.weighting), "times": TIME_LAWS.describe(self.times)}
-        names = [f.name for f in dataclasses.fields(self) if f.name not in ("process", "labels")]
+        described = {
+            "weighting": WEIGHTS.describe(self.weighting),
+            "times": TIME_LAWS.describe(self.times),
+            "labels": describe_labels(self.labels, self.process),
+        }
+        names = [f.name for f in dataclasses.fields(self) if f.name != "process"]
         return {"type": self.name, **{n: described.get(n, getattr(self, n)) for n in names}}
 
     @abstractmethod

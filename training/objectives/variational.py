@@ -18,7 +18,7 @@ from halfbridge.training.losses.times import correction, draw_times
 from halfbridge.training.losses.vdm import learned_vdm_loss, reconstruction, vdm_discrete_loss, vdm_loss
 from halfbridge.training.noise import StepNoise
 from halfbridge.training.objectives.chains import check_times
-from halfbridge.training.objectives.described import DECODER, describe_labels
+from halfbridge.training.objectives.described import DECODER, build_labels, describe_labels
 
 __all__ = ["VDM", "VDMDiscrete"]
 
@@ -41,7 +41,7 @@ class Variational(torch.nn.Module):
             )
         check_predicts(predicts)
         self.schedule = LearnedSchedule(**schedule) if isinstance(schedule, Mapping) else schedule
-        self.given, self.predicts, self.labels = process, predicts, labels
+        self.given, self.predicts, self.labels = process, predicts, build_labels(labels, process)
         self.levels: Discretised | None = DECODER.build(levels)
 
     @property
@@ -54,11 +54,11 @@ class Variational(torch.nn.Module):
 
     @property
     def config(self) -> dict[str, Any]:
-        describe_labels(self.labels)
         return {
             "predicts": self.predicts,
             "schedule": None if self.schedule is None else self.schedule.config,
             "levels": DECODER.describe(self.levels),
+            "labels": describe_labels(self.labels, self.given),
         }
 
     def to_label(self) -> Labels | None:
