@@ -342,10 +342,10 @@ def test_pictures_are_drawn_of_the_average_from_the_same_start(tmp_path, monkeyp
 def test_a_gradient_that_float16_cannot_hold_passes_over_the_step_and_halves_the_scale():
     """Where torch has float16 on CPUs, through the trainer itself; the scale starts at 2^16."""
 
-    def made():
+    def made(precision="float16"):
         net = network(dtype=torch.float32)
         objective = objectives.Denoising(hb.VP(), weighting=lambda t: torch.full_like(t, 300.0))
-        settings = Settings(steps=20, batch_size=16, precision="float16", lr=1e-2, ema_decay=0.9)
+        settings = Settings(steps=20, batch_size=16, precision=precision, lr=1e-2, ema_decay=0.9)
         return Trainer(net, objective, data.moons(64, 0), None, settings, ALONE)
 
     one = made()
@@ -358,7 +358,11 @@ def test_a_gradient_that_float16_cannot_hold_passes_over_the_step_and_halves_the
         assert torch.equal(weights(one.net), start)
         assert one.average.updates == 0
         while one.average.updates == 0:
-            one.advance()
+            last = one.advance()
+        plain = made("float32")
+        plain.step = one.step - 1
+        assert last.gradient_norm == pytest.approx(plain.advance().gradient_norm, rel=1e-2)
+        assert torch.allclose(weights(one.net), weights(plain.net), rtol=0.0, atol=1e-4)
         scale, kept = one.scaler.get_scale(), copy.deepcopy(one.state())
         assert scale < 2.0**15
         other = made()
