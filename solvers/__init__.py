@@ -6,6 +6,7 @@ euler ancestral ddim heun dpm langevin              the solvers, a file a family
 algebra         symbols that a step can run on      plan, lowering     a run as data, and its registers
 runner, run     execution; `sample` and `solve`     table              a plan as text and JSON
 divergence, jacobian                                traces of Jacobians, exact and estimated
+exact_derivatives                                   networks as torch differentiates them rightly
 likelihood elbo     log-densities of a model        density_flow, adaptive, prior, dequantise    their parts
 brownian, engines   one path for runs on any grids  capture, whole     runs as CUDA graphs and compiled graphs
 draws               draw indices that runs leave free   names              solvers, processes, grids as text

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from typing import Any
 
 import torch
+
+from halfbridge.solvers.exact_derivatives import exact_derivatives
 
 __all__ = ["Forward", "Jacobian", "Reverse", "check_argument"]
 
@@ -28,6 +31,8 @@ class Jacobian(ABC):
         self.f, self.x = f, x
         self.width = max(1, TOGETHER.get(x.device.type, TOGETHER_ON_GPU) // max(1, x.numel()))  # vectors at once
         self.vectorised = True  # until f refuses to be
+        # where products are differentiated again torch's norms are wrong; forward mode has no fused attention
+        self.plain = isinstance(self, Forward) or torch.is_grad_enabled()
 
     @property
     @abstractmethod
@@ -37,7 +42,8 @@ class Jacobian(ABC):
     def evaluated(self, x: torch.Tensor) -> torch.Tensor:
         """f(x), checked; refused where f has changed x, so that the next evaluation or derivative were of another point."""
         version = x._version
-        value = self.f(x)
+        with exact_derivatives() if self.plain else nullcontext():
+            value = self.f(x)
         if x._version != version:
             raise ValueError(
                 "`f` wrote to its argument in place; let it make a new tensor, such as 2 * x for x.mul_(2)"

@@ -7,8 +7,8 @@ import torch
 from scores import F64, Attending, Mixture, Rows, frame, hermite, randn
 
 import halfbridge as hb
+from halfbridge.solvers.exact_derivatives import exact_derivatives
 from halfbridge.training.losses.denoising import denoising_loss
-from halfbridge.training.losses.exact_derivatives import exact_derivatives
 from halfbridge.training.losses.high_order import (
     high_order_loss,
     high_order_terms,

@@ -4,7 +4,6 @@ from halfbridge.training.losses.ddpm import ddpm_elbo, ddpm_loss, hybrid_loss, p
 from halfbridge.training.losses.decoders import Discretised, gaussian_nll
 from halfbridge.training.losses.denoising import denoising_loss, target, to_noise_error
 from halfbridge.training.losses.edm import COLUMNS, IDDPMLevels, LogUniform, VPLevels, edm_loss
-from halfbridge.training.losses.exact_derivatives import exact_derivatives
 from halfbridge.training.losses.high_order import (
     HighOrderTerms,
     high_order_loss,
@@ -69,7 +68,6 @@ __all__ = [
     "denoising_loss",
     "draw_times",
     "edm_loss",
-    "exact_derivatives",
     "gaussian_nll",
     "geometric_levels",
     "high_order_loss",

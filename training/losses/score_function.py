@@ -9,10 +9,10 @@ import torch
 
 from halfbridge.kernels.arguments import accumulation
 from halfbridge.nets.adapter import Labels, Network, default_labels, network_labels
+from halfbridge.solvers.exact_derivatives import exact_derivatives
 from halfbridge.solvers.jacobian import Jacobian, Reverse, check_argument
 from halfbridge.solvers.processes import Process
 from halfbridge.training.losses.denoising import check_predicts
-from halfbridge.training.losses.exact_derivatives import exact_derivatives
 
 __all__ = ["Score", "quadratic_forms", "rows", "score_function", "score_jacobian"]
 
