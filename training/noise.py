@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 
 from halfbridge.kernels import hutchinson_probe, normal
-from halfbridge.kernels.philox import check_first, check_seed, halves, sample_words, words
+from halfbridge.kernels.philox import check_first, check_seed, halves, philox, sample_words, words
 from halfbridge.solvers.draws import TRAINING, TRAINING_CLASSES, TRAINING_MODULES, TRAINING_TIMES
 
 __all__ = ["StepNoise"]
@@ -36,7 +36,7 @@ class StepNoise:
     def uniform(self) -> torch.Tensor:
         """(n,), float64: (u + r / batch) mod 1 for row r, u uniform in (0, 1) for the step, so that the batch has one number
         in each of `batch` equal cells (Kingma et al. 2021, appendix I.1)."""
-        u = (self._words(TRAINING_TIMES, 0)[0].double() + 0.5) / 2.0**32
+        u = (self._words(TRAINING_TIMES, 0)[0] + 0.5) / 2.0**32
         rows = torch.arange(self.first, self.first + len(self.x0), dtype=torch.float64, device="cpu")
         return ((u + rows / self.batch) % 1.0).to(self.x0.device)
 
@@ -59,11 +59,10 @@ class StepNoise:
     def module_seed(self) -> int:
         """What the global generator is seeded with for these rows' forward pass: dropout's masks follow from the seed, the
         step and the first row. So they differ between a batch in one piece and in several, wherever the pieces run."""
-        low, high = self._words(TRAINING_MODULES, self.first)[:2]
-        return int(low) | (int(high) & 0x7FFFFFFF) << 32
+        low, high, *_ = self._words(TRAINING_MODULES, self.first)
+        return low | (high & 0x7FFFFFFF) << 32
 
-    def _words(self, draw: int, block: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Four words (1,) for the step."""
-        counter = (torch.full((1,), c, dtype=torch.int64, device="cpu") for c in (block, draw, *halves(self.step)))
-        one, two, low, high = counter
-        return words(one, two, (low, high), self.seed)
+    def _words(self, draw: int, block: int) -> tuple[int, int, int, int]:
+        """Four words of 32 bits for the step."""
+        found: tuple[int, int, int, int] = philox(block, draw, *halves(self.step), *halves(self.seed))
+        return found

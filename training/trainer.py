@@ -113,7 +113,7 @@ class Trainer:
             rows = order[first:last]
             x0 = self.data[rows.to(self.data.device)]
             noise = StepNoise(settings.seed, self.step, settings.batch_size, x0, first)
-            torch.manual_seed(noise.module_seed())
+            _seed(noise.module_seed(), self.device)
             part = self.objective(self._network(rows, noise), x0, noise).sum() / settings.batch_size
             self.scaler.scale(part).backward()  # type: ignore[no-untyped-call]
             total += part.detach()
@@ -205,6 +205,16 @@ def _rows_of(settings: Settings, workers: Workers) -> list[tuple[int, int]]:
     size = settings.batch_size // pieces
     start = workers.index * settings.accumulate
     return [(k * size, (k + 1) * size) for k in range(start, start + settings.accumulate)]
+
+
+def _seed(seed: int, device: torch.device) -> None:
+    """Seed the generators of the CPU and of `device`. (torch.manual_seed seeds those of all devices, and formats a traceback
+    for each kind of device that is not in use.)"""
+    torch.default_generator.manual_seed(seed)
+    if device.type == "cuda":
+        torch.cuda.default_generators[device.index].manual_seed(seed)
+    elif device.type != "cpu":
+        torch.get_device_module(device).manual_seed(seed)
 
 
 @contextmanager
