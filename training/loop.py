@@ -71,7 +71,7 @@ def run(
             if log is not None and (last or step % settings.log_every == 0):
                 log.row(row)
             bar.update()
-            if step % 20 == 0 or last or done.stop:
+            if not bar.disable:
                 rate = bar.format_dict["rate"] or 0.0
                 speed = f"{rate * settings.batch_size:.3g}/s"
                 bar.set_postfix(loss=f"{row.smoothed:.4g}", examples=speed, refresh=False)

@@ -20,17 +20,21 @@ SIDE = 640
 
 
 def draw(
-    samples: torch.Tensor, path: Path, *, data: torch.Tensor | None = None, range: tuple[float, float] | None = None
+    samples: torch.Tensor,
+    path: Path,
+    *,
+    data: torch.Tensor | None = None,
+    range: tuple[float, float] = (-1.0, 1.0),
+    columns: int | None = None,
 ) -> NDArray[np.uint8]:
     """Write a PNG of samples (n, *shape), and return its pixels (height, width, 3).
 
-    Images, (n, channels, height, width): `grid`, `range` being the values shown black and white, default (-1, 1). Points in
-    the plane: a scatter over as many rows of `data`, framed by those, so that a stray sample does not make the picture
+    Images, (n, channels, height, width): a `grid`. Points in the plane: a scatter over as many rows of `data`, framed by those, so that a stray sample does not make the picture
     small. Anything else: a histogram of the first coordinate over the data's.
     Raises ImportError, naming the extra, where pillow (images) or matplotlib is not installed.
     """
     if samples.ndim == 4:
-        pixels = grid(samples, range=range or (-1.0, 1.0))
+        pixels = grid(samples, range=range, columns=columns)
         _save(pixels, path)
         return pixels
     return _plot(samples, data, path)

@@ -19,7 +19,7 @@ __all__ = ["preview"]
 def preview(trainer: Trainer, folder: Path, log: Log | None) -> None:
     """Draw settings.sample_count samples by the first average to folder/step-*.png; always the same starts and noise.
 
-    Sample i of a network with classes is of class i mod the number of them.
+    Sample i of a network with classes is of class i mod the number of them: of images, a column is a class.
     """
     settings, (net, objective) = trainer.settings, trainer.averaged()
     known = int(getattr(trainer.net, "classes", 0) or 0)
@@ -45,6 +45,6 @@ def preview(trainer: Trainer, folder: Path, log: Log | None) -> None:
     if trainer.workers.first:
         low, high = (end.item() for end in data.aminmax())
         path = folder / f"step-{trainer.step:09d}.png"
-        pixels = pictures.draw(samples, path, data=data, range=(low, high))
+        pixels = pictures.draw(samples, path, data=data, range=(low, high), columns=known if 1 < known <= 20 else None)
         if log is not None:
             log.picture("samples", pixels, trainer.step)
