@@ -84,8 +84,8 @@ def fit_score(
     was killed at any moment goes on with the same call and resume=True, or "auto", which begins where there is nothing yet;
     on a CPU with the same number of threads it ends in the same bits as one never interrupted. What is trained may not
     change then; `steps` may (with a constant schedule), and what is written and shown: save_every, keep, log_every,
-    tensorboard, sample_*, progress. SIGINT (Ctrl-C) and SIGTERM save after the step they come in and raise `Interrupted`, a
-    KeyboardInterrupt; a second one acts at once.
+    tensorboard, sample_*, progress; and the number of processes, to rounding. SIGINT (Ctrl-C) and SIGTERM save after the
+    step they come in and raise `Interrupted`, a KeyboardInterrupt; a second one acts at once.
 
     The state after a step depends on the arguments and the network's starting values only: batches, times and normals are
     counted from the seed and the step, and dropout sees a global generator seeded for each step. The global generator is

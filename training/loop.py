@@ -50,11 +50,7 @@ def run(
 ) -> None:
     """All steps that are left."""
     settings, workers = trainer.settings, trainer.workers
-    log = None
-    if folder is not None:
-        workers.once(lambda: folder.save(trainer))
-        if workers.first:
-            log = Log(folder.path, after=trainer.step, tensorboard=settings.tensorboard)
+    log = None if folder is None else workers.once(lambda: _begin(trainer, folder))
     before, started = (0.0 if log is None else log.seconds), time.perf_counter()
     bar = tqdm(
         total=settings.steps,
@@ -77,9 +73,7 @@ def run(
                 bar.set_postfix(loss=f"{row.smoothed:.4g}", examples=speed, refresh=False)
             if callback is not None:
                 callback(TrainingState(**row._asdict(), net=trainer.net, average=trainer.averaged()[0]))
-            stop = done.stop or (
-                asked.signal is not None and workers.count == 1
-            )  # several processes agree in the next step
+            stop = done.stop or (workers.count == 1 and asked.signal is not None)  # several agree in the next step
             if folder is not None:
                 if settings.sample_every and (last or step % settings.sample_every == 0):
                     preview(trainer, folder.path / "samples", log)
@@ -94,6 +88,12 @@ def run(
         bar.close()
         if log is not None:
             log.close()
+
+
+def _begin(trainer: Trainer, folder: RunFolder) -> Log:
+    """The log of a run whose state has a checkpoint, also the first one."""
+    folder.save(trainer)
+    return Log(folder.path, after=trainer.step, tensorboard=trainer.settings.tensorboard)
 
 
 def _advance(trainer: Trainer, folder: RunFolder | None, asked: Asked) -> Step:

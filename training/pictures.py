@@ -29,8 +29,9 @@ def draw(
 ) -> NDArray[np.uint8]:
     """Write a PNG of samples (n, *shape), and return its pixels (height, width, 3).
 
-    Images, (n, channels, height, width): a `grid`. Points in the plane: a scatter over as many rows of `data`, framed by those, so that a stray sample does not make the picture
-    small. Anything else: a histogram of the first coordinate over the data's.
+    Images, (n, channels, height, width): a `grid`. Points in the plane: a scatter over as many rows of `data`, framed by
+    those, so that a stray sample does not make the picture small. Anything else: a histogram of the first coordinate over
+    the data's.
     Raises ImportError, naming the extra, where pillow (images) or matplotlib is not installed.
     """
     if samples.ndim == 4:

@@ -42,9 +42,13 @@ def preview(trainer: Trainer, folder: Path, log: Log | None) -> None:
         device=trainer.device,
         check_finite=False,
     )
-    if trainer.workers.first:
+
+    def act() -> None:
         low, high = (end.item() for end in data.aminmax())
         path = folder / f"step-{trainer.step:09d}.png"
-        pixels = pictures.draw(samples, path, data=data, range=(low, high), columns=known if 1 < known <= 20 else None)
+        columns = known if 1 < known <= 20 else None
+        pixels = pictures.draw(samples, path, data=data, range=(low, high), columns=columns)
         if log is not None:
             log.picture("samples", pixels, trainer.step)
+
+    trainer.workers.once(act)
