@@ -16,6 +16,7 @@ PACKAGES = {
     "halfbridge.training": "training",
     "halfbridge.training.data": "training/data",
     "halfbridge.training.losses": "training/losses",
+    "halfbridge.training.objectives": "training/objectives",
     "halfbridge.demo": "package/demo",
 }
 

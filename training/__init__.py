@@ -9,12 +9,14 @@ sampling          samples made by several processes
 """
 
 from halfbridge.training import checkpoint, data, losses, objectives
-from halfbridge.training.fit import ScoreFit, TrainingState, fit_score
+from halfbridge.training.fit import ScoreFit, fit_score
+from halfbridge.training.interrupts import Interrupted
+from halfbridge.training.loop import TrainingState
 from halfbridge.training.sampling import sample_rows
 from halfbridge.training.saved import Saved, load, save
 from halfbridge.training.settings import Settings
 
 __all__ = [
-    "Saved", "ScoreFit", "Settings", "TrainingState", "checkpoint", "data", "fit_score", "load", "losses", "objectives",
-    "sample_rows", "save",
+    "Interrupted", "Saved", "ScoreFit", "Settings", "TrainingState", "checkpoint", "data", "fit_score", "load", "losses",
+    "objectives", "sample_rows", "save",
 ]  # fmt: skip
