@@ -23,7 +23,8 @@ def contributing():
     return scope
 
 
-def test_the_readme_runs_and_its_solver_passes(capsys):
+def test_the_readme_runs_and_its_solver_passes(capsys, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
     scope = {}
     for block in blocks("README.md"):
         exec(compile(block, "README.md", "exec"), scope)
