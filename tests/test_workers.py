@@ -71,7 +71,7 @@ def test_all_processes_stop_where_one_meets_a_loss_that_is_not_finite(ran):
 def test_what_stops_process_0_stops_the_others(ran):
     one, other = (found["error"] for found in results(ran, "exists", 2, 2))
     assert one.startswith("FileExistsError")
-    assert other == "RuntimeError: process 0 failed; its message says why"
+    assert other == "FirstFailed: process 0 failed; its message says why"
 
 
 def test_a_batch_that_cannot_be_shared_is_refused_with_its_numbers(ran):

@@ -21,9 +21,13 @@ from typing import TypeVar
 
 import torch
 
-__all__ = ["ALONE", "Workers", "current"]
+__all__ = ["ALONE", "FirstFailed", "Workers", "current"]
 
 T = TypeVar("T")
+
+
+class FirstFailed(RuntimeError):
+    """Process 0 failed in what it does for all, and says why."""
 
 
 class Workers:
@@ -50,7 +54,7 @@ class Workers:
         return [tensor]
 
     def once(self, act: Callable[[], T]) -> T | None:
-        """`act()` on process 0, None on the others, which wait for it. Where it raises, the others raise RuntimeError."""
+        """`act()` on process 0, None on the others, which wait for it. Where it raises, the others raise FirstFailed."""
         return act()
 
     def check_device(self, device: torch.device, name: str) -> None:
@@ -108,7 +112,7 @@ class Several(Workers):
         if error is not None:
             raise error
         if failed.item():
-            raise RuntimeError("process 0 failed; its message says why")
+            raise FirstFailed("process 0 failed; its message says why")
         return result
 
     def check_device(self, device: torch.device, name: str) -> None:
