@@ -17,6 +17,7 @@ PACKAGES = {
     "halfbridge.training.data": "training/data",
     "halfbridge.training.losses": "training/losses",
     "halfbridge.training.objectives": "training/objectives",
+    "halfbridge.commands": "package/commands",
     "halfbridge.demo": "package/demo",
 }
 

@@ -5,20 +5,11 @@ import subprocess
 import sys
 
 import pytest
+from command import run
 
 import halfbridge as hb
 from halfbridge.cli import main
 from halfbridge.solvers import names
-
-
-def run(capsys, *arguments):
-    """(exit status, stdout, stderr)."""
-    try:
-        status = main(arguments)
-    except SystemExit as stop:
-        status = stop.code
-    out, err = capsys.readouterr()
-    return status, out, err
 
 
 def test_table_prints_the_plan(capsys):

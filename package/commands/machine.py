@@ -1,0 +1,49 @@
+"""Where a command computes, and what it says."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable
+
+import torch
+
+from halfbridge.parser import count
+from halfbridge.training.workers import Workers
+
+__all__ = ["add_machine", "device_of", "quietly", "use_threads"]
+
+
+def add_machine(group: argparse._ActionsContainer) -> None:
+    """--device and --threads."""
+    group.add_argument(
+        "--device",
+        default="auto",
+        metavar="NAME",
+        help="cpu, cuda, cuda:1, ... (default: auto: a CUDA GPU if there is one)",
+    )
+    group.add_argument(
+        "--threads", type=count, metavar="N", help="CPU threads of each process (default: torch's choice)"
+    )
+
+
+def use_threads(threads: int | None) -> None:
+    """Bits on a CPU may depend on the number of threads."""
+    if threads is not None:
+        torch.set_num_threads(threads)
+
+
+def device_of(name: str, workers: Workers) -> torch.device:
+    """The device; each of several processes has its own."""
+    if name == "auto":
+        return workers.device or torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise ValueError(f"--device {name}: {str(error).splitlines()[0]}") from error
+    return device
+
+
+def quietly(quiet: bool) -> Callable[[str], None]:
+    """print, or nothing."""
+    return (lambda text: None) if quiet else (lambda text: print(text, flush=True))

@@ -1,0 +1,215 @@
+"""`halfbridge sample`."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from halfbridge import config_file, sample_files
+from halfbridge.commands.machine import add_machine, device_of, quietly, use_threads
+from halfbridge.commands.trained import (
+    add_run,
+    classes_of,
+    dtype_of,
+    evaluations,
+    introduce,
+    load,
+    make_grid,
+    shape_of,
+)
+from halfbridge.parser import Commands, count, number, numbers, switch, whole
+from halfbridge.solvers import names
+from halfbridge.solvers.field import Field
+from halfbridge.training import data as data_sets
+from halfbridge.training.data.order import pick
+from halfbridge.training.sampling import sample_rows
+from halfbridge.training.saved import Saved
+from halfbridge.training.workers import current
+
+__all__ = ["add"]
+
+EXAMPLE = f"""\
+examples:
+  halfbridge sample runs/digits --solver dpm3 --steps 10 -n 64 --out grid.png
+  halfbridge sample runs/digits --solver 'Ancestral' --grid uniform --evaluations 50 -n 100 --classes 0-9 --out digits.png
+  halfbridge sample runs/moons --solver heun -n 10000 --seed 1 --out samples.npz
+  accelerate launch --multi_gpu --num_processes 2 -m halfbridge sample runs/digits -n 10000 --out samples.safetensors
+
+Sample number i depends on --seed, i and --batch only: several processes give the bits of one, and -n 64 --first 64 are
+the next 64.
+Solvers: {", ".join(names.SOLVERS)},
+or module:Class of your own. Grids: {", ".join(names.GRIDS)}; levels: where an ncsn was trained."""
+
+
+def add(commands: Commands) -> None:
+    parser = commands.add_parser(
+        "sample",
+        help="draw samples of a trained network, to a picture or a file",
+        usage="%(prog)s RUN --out FILE [options]",
+        description="Draw samples of a trained network with a solver of your choice.",
+        epilog=EXAMPLE,
+    )
+    config_file.offer(parser)
+    add_run(parser)
+    parser.add_argument(
+        "--out",
+        metavar="FILE",
+        help=".png: a grid of images, or a scatter beside the data; .npz, .npy, .safetensors: the "
+        "numbers (required, no default)",
+    )
+    parser.add_argument("-n", "--number", type=count, default=64, metavar="N", help="samples")
+    parser.add_argument("--first", type=whole, default=0, metavar="N", help="number of the first sample")
+    parser.add_argument("--seed", type=whole, default=0, metavar="N", help="of the starts and the noise")
+    parser.add_argument("--solver", default="dpm3", metavar="NAME", help="e.g. heun, pc, 'DDIM(eta=0.5)'")
+    parser.add_argument("--steps", type=count, metavar="N", help="steps of the solver (default: 10)")
+    parser.add_argument(
+        "--evaluations",
+        type=count,
+        metavar="N",
+        help="in place of --steps: as many steps as N evaluations of the network allow (default: by --steps)",
+    )
+    parser.add_argument("--grid", default="half_log_snr", metavar="NAME", help="where the steps are")
+    parser.add_argument(
+        "--t-end", type=number, metavar="T", help="time to stop at, in the process's units (default: its t_min)"
+    )
+    parser.add_argument(
+        "--classes",
+        metavar="LIST",
+        help="classes in turn, such as 3, 0-9 or 1,4,7; none: no class (default: all that the network knows)",
+    )
+    parser.add_argument(
+        "--guidance",
+        type=number,
+        default=0.0,
+        metavar="W",
+        help="(1 + W) times the prediction for the class less W times that "
+        "for none; needs a network trained with --class-dropout",
+    )
+    parser.add_argument(
+        "--batch",
+        type=count,
+        default=256,
+        metavar="N",
+        help="samples made at a time; another number may round otherwise",
+    )
+    parser.add_argument(
+        "--range",
+        type=numbers,
+        default="-1,1",
+        metavar="X,X",
+        help="values of an image that are black and white in a .png",
+    )
+    add_machine(parser)
+    switch(parser, "--progress", "show a bar of samples (default: on a terminal)", None)
+    switch(parser, "--quiet", "print errors only")
+    parser.set_defaults(run=_run)
+
+
+def _run(options: argparse.Namespace) -> int:
+    solver = names.load_solver(options.solver)
+    if options.grid != "levels":
+        names.grid(options.grid)
+    if len(options.range) != 2 or not options.range[0] < options.range[1]:
+        raise ValueError(f"--range {options.range} must be two numbers, the lower first")
+    if config_file.write(options):
+        return 0
+    if options.out is None:
+        raise ValueError("--out is missing: pass a file such as samples.png or samples.npz")
+    path = Path(options.out)
+    sample_files.check(path)
+    workers = current()
+    say = quietly(options.quiet or not workers.first)
+    use_threads(options.threads)
+    device = device_of(options.device, workers)
+    found = load(options.folder, options.average, device)
+    grid = make_grid(found, solver, options.grid, options.steps, options.evaluations, options.t_end)
+    classes = _classes(options, found)
+    introduce(say, options.folder, found)
+
+    def field(start: int, stop: int) -> Field:
+        if classes is None:
+            return found.as_field()
+        rows = classes[start - options.first : stop - options.first].to(device)
+        return found.as_field(classes=rows, guidance=options.guidance)
+
+    shown = workers.first and not options.quiet
+    bar = _bar(options.number, shown and (sys.stderr.isatty() if options.progress is None else options.progress))
+    begun = time.perf_counter()
+    samples = sample_rows(
+        field,
+        solver,
+        grid=grid,
+        n=options.number,
+        shape=shape_of(found),
+        seed=options.seed,
+        first=options.first,
+        chunk=options.batch,
+        workers=workers,
+        dtype=dtype_of(found),
+        device=device,
+        progress=bar.update,
+    )
+    seconds = time.perf_counter() - begun
+    bar.close()
+    nfe = evaluations(found, solver, grid)
+    facts = {
+        "run": options.folder,
+        "step": found.step,
+        "average": found.average,
+        "solver": repr(solver),
+        "times": [float(t) for t in grid],
+        "seed": options.seed,
+        "first": options.first,
+        "evaluations": nfe,
+        "guidance": options.guidance,
+    }
+    data = _data(found, options, say) if path.suffix == ".png" and samples.ndim != 4 and workers.first else None
+    turn = len(set(classes.tolist())) if classes is not None else 0
+    picture: dict[str, Any] = {"data": data, "range": options.range, "columns": turn if 1 < turn <= 20 else None}
+    workers.once(lambda: sample_files.write(path, samples, classes, facts, **picture))
+    twice = ", of two rows each for the guidance" if options.guidance else ""
+    say(
+        f"{options.number} samples by {solver!r}: {len(grid) - 1} steps, {nfe} evaluations{twice}; {seconds:.2f} s, "
+        f"{options.number / seconds:.3g} samples/s"
+    )
+    say(f"wrote {path}")
+    return 0
+
+
+def _classes(options: argparse.Namespace, found: Saved) -> torch.Tensor | None:
+    """The class of each sample, -1 for none; None for a network without classes."""
+    known = found.classes
+    if not known and options.classes is None:
+        if options.guidance:
+            raise ValueError(f"--guidance {options.guidance}: the network was trained without classes; leave it out")
+        return None
+    wanted = classes_of(options.classes or f"0-{known - 1}", known)
+    if not wanted:
+        if options.guidance:
+            raise ValueError(f"--guidance {options.guidance} is towards a class; pass --classes")
+        return torch.full((options.number,), -1) if known else None
+    rows = torch.arange(options.first, options.first + options.number) % len(wanted)
+    return torch.tensor(wanted)[rows]
+
+
+def _data(found: Saved, options: argparse.Namespace, say: Any) -> torch.Tensor | None:
+    """As many of the run's examples, to be drawn beside the samples; None where they cannot be read."""
+    if found.data is None:
+        return None
+    try:
+        examples = data_sets.load(**found.data).examples
+    except (ValueError, OSError, ImportError) as error:
+        say(f"the data are not drawn: {error}")
+        return None
+    return examples[pick(len(examples), min(len(examples), options.number), options.seed)]
+
+
+def _bar(total: int, shown: bool) -> Any:
+    from tqdm.auto import tqdm
+
+    return tqdm(total=total, desc="sampling", unit="sample", disable=not shown)

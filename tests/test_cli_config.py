@@ -1,0 +1,227 @@
+"""Config files of `halfbridge train sgm`, `sample` and `likelihood`: equal to flags, for every option."""
+
+import argparse
+import dataclasses
+import math
+import re
+import shlex
+
+import pytest
+from command import refused, run
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from halfbridge import config_file
+from halfbridge.cli import parser
+from halfbridge.commands import train
+from halfbridge.training.settings import OPTIMIZERS, PRECISIONS, SCHEDULES, Settings
+
+COMMANDS = {"train sgm": ["train", "sgm"], "sample": ["sample", "runs/x"], "likelihood": ["likelihood", "runs/x"]}
+PARSER = parser()
+"""Made once: it keeps nothing between parses."""
+
+TRAIN = {
+    "data": "some 'quoted' \"folder\"\\ü", "size": (28, 20), "gray": False, "holdout": 0.1, "dequantise": True, "classes": True,
+    "process": "VP(beta_max=15)", "net": "mlp(hidden=8)", "precondition": "edm(sigma_data=0.3)", "predicts": "score",
+    "objective": 'denoising(weighting="min_snr")', "dtype": "float64", "out": "runs/a b", "resume": "auto", "device": "cpu",
+    "threads": 2, "progress": True, "quiet": True,
+}  # fmt: skip
+SAMPLE = {
+    "average": 0.99, "out": "grid.png", "number": 3, "first": 5, "seed": 2**64 - 1, "solver": "DDIM(eta=0.5)", "steps": 7,
+    "evaluations": 20, "grid": "karras(rho=5)", "t_end": 1e-5, "classes": "0-3,7", "guidance": -0.5, "batch": 16, "range": (-2.0, 0.5), "device": "cpu",
+    "threads": 1, "progress": False, "quiet": True,
+}  # fmt: skip
+LIKELIHOOD = {
+    "average": 0.0, "data": "moons(n=20)", "number": 3, "seed": 1, "method": "elbo", "solver": "heun", "rtol": 1e-07,
+    "atol": 1e-30, "steps": 9, "divergence": "exact", "probes": 3, "draws": 16, "reconstruct": True, "classes": "none", "batch": 2,
+    "device": "cpu", "threads": 1, "json": True,
+}  # fmt: skip
+OTHERS = {"train sgm": TRAIN, "sample": SAMPLE, "likelihood": LIKELIHOOD}
+FIELDS = [field.name for field in dataclasses.fields(Settings)]
+
+positive = st.floats(min_value=0, exclude_min=True, allow_infinity=False)
+below_one = st.floats(0, 1, exclude_max=True)
+SETTINGS = st.builds(
+    lambda rows, accumulate, steps, warmup, **rest: Settings(
+        batch_size=rows * accumulate, accumulate=accumulate, steps=steps, warmup=min(warmup, steps), **rest
+    ),
+    rows=st.integers(1, 10**6),
+    accumulate=st.integers(1, 64),
+    steps=st.integers(1, 10**9),
+    warmup=st.integers(0, 10**6),
+    optimizer=st.sampled_from(OPTIMIZERS),
+    lr=positive,
+    betas=st.tuples(below_one, below_one),
+    weight_decay=st.floats(0, allow_infinity=False),
+    schedule=st.sampled_from(SCHEDULES),
+    clip=positive | st.just(math.inf),
+    precision=st.sampled_from(PRECISIONS),
+    ema_decay=below_one | st.lists(below_one, min_size=1, max_size=3, unique=True).map(tuple),
+    class_dropout=below_one,
+    seed=st.integers(0, 2**64 - 1),
+    save_every=st.integers(0, 10**6),
+    keep=st.integers(1, 9),
+    log_every=st.integers(1, 10**6),
+    tensorboard=st.booleans(),
+    sample_every=st.integers(0, 10**6),
+    sample_count=st.integers(1, 999),
+    sample_solver=st.sampled_from(["heun", "DDIM(eta=0.5)", 'Ancestral(variance="transition")']),
+    sample_grid=st.sampled_from(["uniform", "karras(rho=5)"]),
+    sample_steps=st.integers(1, 99),
+)
+
+
+def parsed(*arguments):
+    """What the command was told, without what it says of files."""
+    found = vars(PARSER.parse_args([str(argument) for argument in arguments]))
+    return {k: v for k, v in found.items() if k not in ("config", "save_config", "print_config", "parser", "run")}
+
+
+def flags(values):
+    """The words of a command line, as a user would write them."""
+    words = []
+    for name, value in values.items():
+        flag = f"--{name.replace('_', '-')}"
+        if isinstance(value, bool):
+            words.append(flag if value else flag.replace("--", "--no-"))
+        elif isinstance(value, tuple):
+            words.append(f"{flag}={','.join(map(repr, value))}" + "," * (len(value) == 1))
+        else:
+            words.append(f"{flag}={value}" if isinstance(value, str) else f"{flag}={value!r}")
+    return words
+
+
+def settable(command):
+    return config_file.settable(PARSER.parse_args([*COMMANDS[command], "--print-config"]).parser)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return tmp_path_factory.mktemp("config")
+
+
+@settings(max_examples=60, deadline=None)
+@given(chosen=SETTINGS, suffix=st.sampled_from([".toml", ".yaml"]))
+def test_any_settings_are_the_same_by_flags_and_by_a_file(folder, chosen, suffix):
+    values = {name: getattr(chosen, name) for name in FIELDS}
+    told = parsed("train", "sgm", *flags(values))
+    assert train.settings(argparse.Namespace(**told)) == chosen
+    file = folder / f"settings{suffix}"
+    file.write_text(config_file.text(values, suffix), encoding="utf-8")
+    assert parsed("train", "sgm", "--config", file) == told
+
+
+@pytest.mark.parametrize("suffix", [".toml", ".yaml", ".yml"])
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_other_option_is_the_same_by_flag_and_by_a_file(tmp_path, command, suffix):
+    others = OTHERS[command]
+    assert set(others) == settable(command).keys() - (FIELDS if command == "train sgm" else [])
+    default = parsed(*COMMANDS[command])
+    file = tmp_path / f"options{suffix}"
+    for name, value in others.items():
+        told = parsed(*COMMANDS[command], *flags({name: value}))
+        assert told == {**default, name: value} != default
+        for written in (name, name.replace("_", "-")):
+            file.write_text(config_file.text({written: value}, suffix), encoding="utf-8")
+            assert parsed(*COMMANDS[command], "--config", file) == told
+    file.write_text(config_file.text(others, suffix), encoding="utf-8")
+    assert parsed(*COMMANDS[command], "--config", file) == parsed(*COMMANDS[command], *flags(others))
+
+
+@pytest.mark.parametrize(("command", "more"), [
+    ("train sgm", ["--data=moons", "--lr=3e-05", "--betas=0.5,0.9", "--clip=inf", "--size=28,20", "--classes", "--ema-decay=0.9,"]),
+    ("sample", ["--t-end=1e-05", "--classes=0-3", "--seed=18446744073709551615", "--solver=Ancestral(variance=\"transition\")"]),
+    ("likelihood", ["--no-reconstruct", "--json", "--rtol=1e-07"]),
+])  # fmt: skip
+def test_a_saved_config_asks_for_the_same_run(capsys, tmp_path, command, more):
+    told = parsed(*COMMANDS[command], *more)
+    status, printed, _ = run(capsys, *COMMANDS[command], *more, "--print-config")
+    assert status == 0
+    for name in ("a.toml", "b.yaml"):
+        assert run(capsys, *COMMANDS[command], *more, "--save-config", tmp_path / name)[0] == 0
+        assert parsed(*COMMANDS[command], "--config", tmp_path / name) == told
+    assert (tmp_path / "a.toml").read_text() == printed
+    again = run(capsys, *COMMANDS[command], "--config", tmp_path / "a.toml", "--print-config")
+    assert again == (0, printed, "")
+
+
+def test_flags_prevail_over_the_file(tmp_path):
+    file = tmp_path / "run.toml"
+    file.write_text('steps = 5\ntensorboard = true\nclasses = true\nresume = "auto"\nlr = 0.5\n')
+    told = parsed(
+        "train", "sgm", "--steps", "7", "--config", file, "--no-tensorboard", "--no-classes", "--resume", "no"
+    )
+    assert (told["steps"], told["tensorboard"], told["classes"], told["resume"], told["lr"]) == (
+        7,
+        False,
+        False,
+        "no",
+        0.5,
+    )
+
+
+def test_values_that_mean_one_flag_are_one_value(tmp_path):
+    file = tmp_path / "run.yaml"
+    file.write_text("lr: 1e-3\nresume: yes\ntensorboard: no\nsize: null\nclip: .inf\nema_decay: [0.9]\ndata: moons\n")
+    told = parsed("train", "sgm", "--config", file)  # PyYAML reads 1e-3 as a string
+    assert (told["lr"], told["resume"], told["tensorboard"], told["size"]) == (1e-3, "yes", False, None)
+    assert (told["clip"], told["ema_decay"]) == (math.inf, (0.9,))
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "message"),
+    [
+        ("a.toml", "stpes = 3", "a.toml: there is no setting 'stpes'; did you mean 'steps'?"),
+        ("a.yaml", "save-evry: 3", "did you mean 'save_every'?"),
+        ("a.toml", "config = 'b.toml'", "there is no setting 'config'"),
+        ("a.toml", "steps = 3.0", "a.toml: steps = 3.0: '3.0' is not a whole number"),
+        ("a.toml", "steps = true", "steps = true: true is no number, string or list of them"),
+        ("a.toml", "lr = 'fast'", "lr = 'fast': 'fast' is not a number"),
+        ("a.toml", "tensorboard = 1", "tensorboard = 1: it must be true or false"),
+        ("a.toml", "dtype = 'float16'", "did you mean 'float64'?"),
+        ("a.toml", "[net]\nwidth = 3", "net = {'width': 3}"),
+        ("a.toml", "save_every = 3\nsave-every = 4", "'save_every' is there twice"),
+        ("a.toml", "steps = 3\nsteps = 4", "a.toml is not TOML"),
+        ("a.yaml", "steps: 3\nsteps: 4", "'steps' is there twice"),
+        ("a.yaml", "steps: [3", "a.yaml is not YAML"),
+        ("a.yaml", "steps", "a.yaml holds a str"),
+        ("a.json", "{}", "must end in .toml, .yaml or .yml"),
+        ("a.toml", None, "there is no file"),
+    ],
+)
+def test_a_bad_config_is_named_with_its_line(capsys, tmp_path, name, text, message):
+    if text is not None:
+        (tmp_path / name).write_text(text)
+    assert message in refused(capsys, "train", "sgm", "--config", tmp_path / name)
+
+
+def test_a_config_that_would_not_run_is_not_written(capsys, tmp_path):
+    message = refused(capsys, "train", "sgm", "--optimizer", "adma", "--save-config", tmp_path / "run.toml")
+    assert "did you mean 'adam'?" in message
+    assert "ends in .toml" in refused(capsys, "train", "sgm", "--save-config", tmp_path / "run.json")
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_help_tells_every_default_and_its_examples_are_commands(capsys, tmp_path, monkeypatch, command):
+    monkeypatch.chdir(tmp_path)
+    status, out, _ = run(capsys, *COMMANDS[command][: 2 if command == "train sgm" else 1], "--help")
+    assert status == 0
+    entries = {" ".join(part.split()) for part in re.split(r"\n(?=  -|\n)", out)}
+    for action in settable(command).values():
+        (entry,) = [e for e in entries if re.match(rf"{action.option_strings[0]}[ ,]", e)]
+        assert "(default: " in entry or "(required" in entry
+    examples = out[out.index("examples:") :].replace("\\\n", " ").splitlines()[1:]
+    lines = [shlex.split(line) for line in examples if line.startswith(("  halfbridge ", "  accelerate launch "))]
+    assert len(lines) >= 3
+    for words in (line[line.index("halfbridge") + 1 :] for line in lines):
+        assert PARSER.parse_args(words).run
+        if "--save-config" in words:
+            assert run(capsys, *words)[0] == 0
+
+
+def test_every_setting_has_a_flag_with_the_words_of_its_field(capsys):
+    out = "".join(run(capsys, "train", "sgm", "--help")[1].split())
+    for field in dataclasses.fields(Settings):
+        assert f"--{field.name.replace('_', '-')}" in out
+        assert field.metadata["help"].replace(" ", "") in out
