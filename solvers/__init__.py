@@ -9,7 +9,7 @@ divergence, jacobian                                traces of Jacobians, exact a
 exact_derivatives                                   networks as torch differentiates them rightly
 likelihood elbo     log-densities of a model        density_flow, adaptive, prior, dequantise    their parts
 brownian, engines   one path for runs on any grids  capture, whole     runs as CUDA graphs and compiled graphs
-draws               draw indices that runs leave free   names              solvers, processes, grids as text
+draws               draw indices that runs leave free   names, nearest     solvers, processes, grids as text
 testing             Hypothesis strategies and assertions for solvers
 reference/      exact laws, orders, certificates    elementary         functions that must not cancel
 """
