@@ -31,7 +31,7 @@ def test_the_batch_is_a_function_of_its_arguments_alone():
     late_copy = late.clone()
     late[:] = -1
     assert torch.equal(shuffled(101, 9, 12345, 8), late_copy)  # what a caller does to a batch stays with the caller
-    order._permutation.cache_clear()
+    order._permutations.cache_clear()
     with torch.inference_mode(), torch.device("meta"):
         torch.manual_seed(1)
         again = shuffled(101, 9, 12345, 8)
@@ -39,6 +39,26 @@ def test_the_batch_is_a_function_of_its_arguments_alone():
     assert again.device.type == "cpu"
     assert not shuffled(101, 9, 12345, 8).is_inference()
     assert torch.equal(shuffled(101, 9, 12345, 8), late_copy)
+
+
+@pytest.mark.parametrize(("n", "batch"), [(16, 512), (64, 128), (1, 100), (3, 4096)])
+def test_many_short_passes_are_permuted_at_once(n, batch, monkeypatch):
+    """And one by one they are the same."""
+    order._permutations.cache_clear()
+    steps = 3 * order.ROWS // batch
+    together = [shuffled(n, 5, step, batch) for step in range(steps)]
+    assert order._permutations.cache_info().misses <= 4
+    monkeypatch.setattr(order, "ROWS", 1)
+    assert torch.equal(shuffled(n, 5, 0, batch * min(steps, 2)), torch.cat(together[:2]))
+
+
+def test_the_last_passes_are_permutations_too():
+    """Of one row, 2^64 - 2 passes are trained on; the group of them that the last is in reaches beyond."""
+    last = 2**63 - 1
+    assert shuffled(1, 0, last, 1).tolist() == [0]
+    for n in (2, 5):
+        rows = shuffled(n, 0, last // n, n)
+        assert rows.sort().values.tolist() == list(range(n))
 
 
 def test_passes_and_seeds_have_orders_of_their_own():

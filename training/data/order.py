@@ -7,13 +7,14 @@ from typing import NamedTuple
 
 import torch
 
-from halfbridge.kernels.philox import check_seed, halves, integer, words
+from halfbridge.kernels.philox import check_seed, integer, sample_words, words
 from halfbridge.solvers.draws import TRAINING_ORDER
 
 __all__ = ["Split", "pick", "shuffled", "split"]
 
 SPLIT = 2**64 - 1  # the pass, never reached by training, whose permutation deals examples to training or holdout
 PICK = 2**64 - 2  # the same for subsets
+ROWS = 4096  # of short passes, so many rows' worth are permuted at once: 64 passes of 64 rows cost little more than one
 
 
 class Split(NamedTuple):
@@ -30,7 +31,7 @@ def shuffled(n: int, seed: int, step: int, batch: int) -> torch.Tensor:
     batch may end one pass and begin the next (or, larger than n, hold whole ones). The permutation of a pass sorts the
     rows by 64-bit keys: words of Philox under `seed` at the counter (row // 2, draw 2^32 - 5, pass), two for each row. So
     the batch is a function of the arguments alone, on any machine, and a late step costs what the first does. The
-    permutations last used are kept in memory, 8 n bytes each.
+    permutations last used are kept in memory, 8 n bytes each and those of short passes many together.
 
     Raises TypeError for what is not an integer, ValueError for n, batch < 1, step < 0 or a seed outside 0 .. 2^64 - 1.
     """
@@ -39,10 +40,10 @@ def shuffled(n: int, seed: int, step: int, batch: int) -> torch.Tensor:
     place, end = step * batch, (step + 1) * batch
     if (end - 1) // n >= PICK:
         raise ValueError(f"`step` = {step} with a batch of {batch} is beyond the last pass, 2**64 - 3")
-    parts = []
+    parts, passes = [], max(1, ROWS // n)
     while place < end:
-        one_pass, start = divmod(place, n)
-        parts.append(_permutation(n, check_seed(seed), one_pass)[start : start + end - place])
+        group, start = divmod(place, n * passes)
+        parts.append(_permutations(n, check_seed(seed), group * passes, passes)[start : start + end - place])
         place += len(parts[-1])
     return torch.cat(parts)  # a copy: what the caller does to it does not reach the permutations kept
 
@@ -59,7 +60,7 @@ def split(n: int, fraction: float, seed: int) -> Split:
     if n < 2:
         raise ValueError(f"n = {n} rows cannot be split in two; pass at least 2")
     held = min(max(round(fraction * n), 1), n - 1)
-    order = _permutation(n, check_seed(seed), SPLIT)
+    order = _permutations(n, check_seed(seed), SPLIT)
     return Split(order[held:].sort().values, order[:held].sort().values)
 
 
@@ -71,19 +72,20 @@ def pick(n: int, count: int, seed: int) -> torch.Tensor:
     n, count = _count("n", n), _count("count", count)
     if count > n:
         raise ValueError(f"count = {count} is more than the {n} rows there are")
-    return _permutation(n, check_seed(seed), PICK)[:count].sort().values
+    return _permutations(n, check_seed(seed), PICK)[:count].sort().values
 
 
-@lru_cache(maxsize=4)  # a batch needs two at most unless it is larger than a pass
-def _permutation(n: int, seed: int, one_pass: int) -> torch.Tensor:
+@lru_cache(maxsize=4)  # a batch needs two at most unless it is larger than what they hold
+def _permutations(n: int, seed: int, first: int, passes: int = 1) -> torch.Tensor:
+    """Of the passes from `first` on, one after the other: (passes n,)."""
     with torch.inference_mode(False):
-        block = torch.arange(-(-n // 2), dtype=torch.int64, device="cpu")
-        draw, low, high = (
-            torch.full((1,), c, dtype=torch.int64, device="cpu") for c in (TRAINING_ORDER, *halves(one_pass))
-        )
-        w0, w1, w2, w3 = words(block, draw, (low, high), seed)
-        keys = torch.stack([(w0 << 32) | w1, (w2 << 32) | w3], dim=1).flatten()[:n]
-        return keys.argsort(stable=True)  # the keys' first bit is a sign: another order of the same uniform numbers
+        block = torch.arange(-(-n // 2), dtype=torch.int64, device="cpu")[None]
+        draw = torch.full((1, 1), TRAINING_ORDER, dtype=torch.int64, device="cpu")
+        numbers = sample_words(first, torch.arange(passes, dtype=torch.int64, device="cpu")[:, None])
+        w0, w1, w2, w3 = words(block, draw, numbers, seed)
+        keys = torch.stack([(w0 << 32) | w1, (w2 << 32) | w3], dim=2).flatten(1)[:, :n]
+        # the keys' first bit is a sign: another order of the same uniform numbers
+        return keys.argsort(dim=1, stable=True).flatten()
 
 
 def _count(name: str, value: object) -> int:
