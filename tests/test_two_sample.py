@@ -53,6 +53,25 @@ def test_a_shift_has_the_sliced_distance_of_its_length_over_root_d():
     assert abs(got - 9.0 / 3) < error < 0.05 * 9.0
 
 
+def test_the_mean_square_of_few_directions_keeps_the_bound_that_one_value_may_pass():
+    """W2 = 3 of the shift in d = 3. Of 200 seeds of 20 directions each: some are above W2^2 / d; their mean is not, by the
+    5 standard errors of 4000 directions of the test above."""
+    x, m = gaussian(20, 0.0, 1.0, 0), torch.tensor([1.0, -2.0, 2.0], dtype=torch.float64)
+    squares = torch.tensor([sliced_w2(x, x + m, projections=20, seed=k) ** 2 for k in range(200)])
+    assert squares.max() > 1.1 * 9.0 / 3
+    assert squares.mean() < 9.0 / 3 + 5 * 9.0 * math.sqrt(2 * 2 / (9 * 5) / 4000)
+
+
+def test_a_single_row_has_no_spread_and_is_named():
+    one, two = torch.zeros(1, 2), torch.eye(2)
+    for x, y, name in ((one, two, "x"), (two, one, "y")):
+        with pytest.raises(ValueError, match=f"^{name} has 1 row; .* needs at least 2"):
+            energy_distance(x, y)
+    assert energy_distance(two, one, y_spread=0.0) == pytest.approx(2.0 - math.sqrt(2.0), rel=1e-6)
+    with pytest.raises(ValueError, match=r"^x has 0 rows; "):
+        two_sample.spread(one[:0])
+
+
 def test_samples_of_unlike_sizes_are_matched_by_quantiles():
     """On the line: {0, 1} against {0, 0, 1, 1} is 0; {0} against {1, 3} is sqrt((1 + 9) / 2)."""
     line = [torch.tensor(v)[:, None] for v in ([0.0, 1.0], [0.0, 0.0, 1.0, 1.0], [0.0], [1.0, 3.0])]

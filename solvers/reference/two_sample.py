@@ -20,23 +20,23 @@ def energy_distance(x: torch.Tensor, y: torch.Tensor, *, y_spread: float | None 
     float64. y_spread: `spread(y)`, where many samples are compared with one y. ValueError for unlike samples.
     """
     a, b = _rows(x, y)
-    return 2.0 * _total(a, b) / (len(a) * len(b)) - spread(a) - (spread(b) if y_spread is None else y_spread)
+    return (
+        2.0 * _total(a, b) / (len(a) * len(b)) - _spread(a, "x") - (_spread(b, "y") if y_spread is None else y_spread)
+    )
 
 
 def spread(x: torch.Tensor) -> float:
     """E|X - X'|, the mean distance of two different rows of x (n, *shape), n >= 2."""
-    rows = x.flatten(1).double()
-    if len(rows) < 2:
-        raise ValueError(f"x has {len(rows)} rows; the distance of two different ones needs at least 2")
-    return _total(rows, rows) / (len(rows) * (len(rows) - 1))
+    return _spread(x.flatten(1).double(), "x")
 
 
 def sliced_w2(x: torch.Tensor, y: torch.Tensor, *, projections: int = 500, seed: int = 0) -> float:
     """(mean over directions u of W2(u.X, u.Y)^2)^(1/2) between two empirical laws, with W2 on the line by sorting.
 
-    x: (n, *shape), y: (m, *shape); directions are uniform on the sphere and follow from `seed`. It is at most W2 / sqrt(d),
-    in the units of x, and above 0 even for samples of one law: compare with what two such samples give. Rabin et al. 2011;
-    Bonneel et al. 2015. Computed by POT in float64; ImportError, naming the extra, without it. ValueError for unlike samples.
+    x: (n, *shape), y: (m, *shape); directions are uniform on the sphere and follow from `seed`. In the units of x, and above
+    0 even for samples of one law: compare with what two such samples give. Its square, in the mean over seeds, is at most
+    W2^2 / d; a single value, of few directions, may lie above. Rabin et al. 2011; Bonneel et al. 2015. Computed by
+    POT in float64; ImportError, naming the extra, without it. ValueError for unlike samples.
     """
     try:
         from ot import sliced_wasserstein_distance
@@ -63,6 +63,15 @@ def _rows(x: torch.Tensor, y: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]
         if not bool(torch.isfinite(rows).all()):
             raise ValueError(f"{name} has entries that are not finite; a distance between such samples means nothing")
     return a, b
+
+
+def _spread(rows: torch.Tensor, name: str) -> float:
+    n = len(rows)
+    if n < 2:
+        raise ValueError(
+            f"{name} has {n} row{'s' * (n != 1)}; the mean distance of two different ones needs at least 2"
+        )
+    return _total(rows, rows) / (n * (n - 1))
 
 
 def _total(a: torch.Tensor, b: torch.Tensor) -> float:
