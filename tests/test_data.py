@@ -6,11 +6,13 @@ import math
 import numpy as np
 import pytest
 import torch
+from largest_tensor import NewMemory
 
 import halfbridge as hb
 from halfbridge.training import data
-from halfbridge.training.data import order
+from halfbridge.training.data import dataset, order
 from halfbridge.training.data.points import labelled_checkerboard, labelled_moons, labelled_ring
+from halfbridge.training.data.raw import Raw
 
 
 def test_digits_are_the_1797_images_between_minus_one_and_one():
@@ -213,22 +215,46 @@ def test_a_holdout_and_its_training_rows_share_nothing_whatever_n():
     assert len(torch.cat([part, test.pixels.flatten(1)]).unique(dim=0)) == 50 + 359
 
 
+def test_another_seed_never_trains_on_a_row_held_out():
+    def rows(**arguments):
+        return {tuple(row) for row in data.load("digits", holdout=0.1, **arguments).pixels.flatten(1).tolist()}
+
+    test = rows(split="test", seed=0)
+    assert rows(split="test", seed=1) == test
+    for subset in ({}, {"n": 300}, {"n_per_class": 30}):
+        assert not test & rows(seed=1, **subset)
+    assert test != rows(split="test", holdout_seed=1)
+    assert not rows(split="test", holdout_seed=1) & rows(holdout_seed=1, seed=2)
+    config = data.load("digits", holdout=0.1, holdout_seed=1, split="test", seed=2).config
+    assert rows(**{k: v for k, v in config.items() if k not in ("name_or_path", "holdout")}) == rows(
+        split="test", holdout_seed=1
+    )
+
+
 @pytest.mark.parametrize(
     ("arguments", "error", "message"),
     [
         (("chekerboard", {}), ValueError, "no data 'chekerboard'.*did you mean 'checkerboard'"),
         (("moon", {}), ValueError, "did you mean 'moons'"),
-        (("zebra", {}), ValueError, "there are digits, moons, 8gaussians, checkerboard, swiss_roll"),
+        (("zebra", {}), ValueError, "there are 'digits', 'moons', '8gaussians', 'checkerboard', 'swiss_roll'"),
         (("mnist", {}), ValueError, "nothing is downloaded, pass the path of its files"),
+        (("Half-Moon", {}), ValueError, "did you mean 'moons'"),
+        (("", {}), ValueError, "name_or_path = '' is empty; pass a name or a path"),
+        ((" ", {}), ValueError, "name_or_path = ' ' is empty"),
         (("no/such/place", {}), FileNotFoundError, "no file or folder no/such/place"),
         (("digits", {"n": 1798}), ValueError, "n = 1798: there are 1797 examples"),
         (("digits", {"n": 0}), ValueError, "n = 0: there are 1797"),
-        (("digits", {"n": 1}), ValueError, "data 'digits' is constant: its 1 rows"),
+        (("digits", {"n": 1}), ValueError, "data 'digits' is constant: it is a single row; pass at least 2"),
         (("digits", {"n_per_class": 175}), ValueError, "class '8' has 174 examples"),
         (("digits", {"n": 5, "n_per_class": 5}), ValueError, "n = 5 and n_per_class = 5 exclude"),
         (("digits", {"split": "test"}), ValueError, r"split = 'test': .*pass holdout=0\.1"),
         (("digits", {"split": "val", "holdout": 0.1}), ValueError, "split = 'val' must be 'train' or 'test'"),
         (("digits", {"holdout": 1.5}), ValueError, r"fraction = 1\.5"),
+        (("digits", {"holdout": 1e-9}), ValueError, "holdout = 1e-09: of 1797 rows it leaves 1 to the test split"),
+        (("digits", {"holdout": 1e-9, "split": "test"}), ValueError, "it leaves 1 to the test split; each needs"),
+        (("digits", {"holdout": 0.9999}), ValueError, "it leaves 1 to the train split; each needs at least 2"),
+        (("digits", {"holdout_seed": 3}), ValueError, "holdout_seed = 3: nothing is held out; pass holdout"),
+        (("moons", {"holdout_seed": 3}), ValueError, "holdout_seed = 3: 'moons' is a law.*another seed"),
         (("digits", {"size": 16}), ValueError, "size = 16: the digits are"),
         (("digits", {"gray": True}), ValueError, "gray = True: the digits are"),
         (("moons", {"split": "test"}), ValueError, "split = 'test': 'moons' is a law.*another seed"),
@@ -258,11 +284,43 @@ X = torch.tensor([[0.0, 1.0], [2.0, 3.0]])
         ({"classes": torch.tensor([0, 2]), "names": ("a", "b")}, "from 0 to 2; number them from 0 to 1"),
         ({"levels": 256}, "pixels, levels and range go together"),
         ({"levels": 9, "range": (-1.0, 1.0), "pixels": X.byte()[:1]}, r"pixels has shape \(1, 2\)"),
+        ({"levels": 9, "range": (-1.0, 1.0), "pixels": X.byte() * 0}, "data 'data' is constant: its 2 rows"),
+        ({"examples": X[:1], "name": "mine"}, "data 'mine' is constant: it is a single row; pass at least 2"),
     ],
 )
 def test_a_data_set_of_your_own_is_checked(members, message):
     with pytest.raises(ValueError, match=message):
         data.Dataset(**{"examples": X, **members})
+
+
+def test_what_is_wrong_is_found_in_every_piece_of_the_data(monkeypatch):
+    monkeypatch.setattr(dataset, "ELEMENTS", 6)
+    rows = torch.zeros(10, 2)
+    with pytest.raises(ValueError, match="constant: its 10 rows"):
+        data.check_examples(rows)
+    for k in range(10):
+        rows[k] = 1.0
+        data.check_examples(rows)
+        rows[k, 1] = math.nan
+        with pytest.raises(ValueError, match=f"has 1 rows that are not finite, the first is row {k}"):
+            data.check_examples(rows)
+        rows[k] = 0.0
+
+
+@pytest.mark.parametrize("noise", [None, 3])
+def test_images_are_converted_and_checked_without_a_second_copy(noise, monkeypatch):
+    """4096 pixels at a time in float64 and int64, beside float32 examples of 1 MB; in pieces they are what they are whole."""
+    pixels = torch.arange(2**18).reshape(64, 1, 64, 64).remainder(251).byte()
+    whole = Raw(pixels).dataset("x", {}, noise)
+    monkeypatch.setattr(dataset, "ELEMENTS", 4096)
+    with NewMemory() as made:
+        loaded = Raw(pixels).dataset("x", {}, noise)
+    *pieces, largest = sorted(made.bytes)
+    assert largest == loaded.examples.nbytes == 2**20
+    assert pieces[-1] <= 4 * 8 * 4096  # Philox's four words side by side
+    assert torch.equal(loaded.examples, whole.examples)
+    expected = pixels.double() / 127.5 - 1 if noise is None else hb.dequantise(pixels, noise, dtype=torch.float64)
+    assert torch.equal(loaded.examples, expected.float())
 
 
 def test_a_data_set_of_your_own_has_what_networks_need():

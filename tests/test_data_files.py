@@ -3,12 +3,14 @@
 import gzip
 import pickle
 import struct
+import weakref
 
 import numpy as np
 import pytest
 import torch
 
 from halfbridge.training import data
+from halfbridge.training.data import folder
 
 PIL = pytest.importorskip("PIL.Image")
 
@@ -205,7 +207,7 @@ def test_floats_are_not_resized_or_dequantised(tmp_path):
     np.save(tmp_path / "x.npy", rng.normal(size=(4, 1, 8, 8)))
     with pytest.raises(ValueError, match="holds floats, and only uint8 images are resized"):
         data.load(tmp_path / "x.npy", size=4)
-    with pytest.raises(ValueError, match="has no grey levels"):
+    with pytest.raises(ValueError, match=r"dequantise = True: data 'x\.npy' has no grey levels.*leave it out"):
         data.load(tmp_path / "x.npy", dequantise=True)
 
 
@@ -254,6 +256,43 @@ def test_images_become_rgb_unless_all_are_gray(tmp_path):
     luma = data.load(tmp_path, gray=True).pixels[2, 0].double()
     red, green, blue = torch.as_tensor(colour).double().unbind(-1)
     torch.testing.assert_close(luma, 0.299 * red + 0.587 * green + 0.114 * blue, rtol=0, atol=1.0)
+
+
+def test_images_are_read_one_at_a_time(tmp_path, monkeypatch):
+    """Those that came before are gone, but for the first, whose size the others must have; the first in colour comes late."""
+    for k in range(12):
+        save(tmp_path / f"{k:02}.png", PIXELS[k] if k < 8 else np.stack([PIXELS[k]] * 3, -1))
+    seen, alive = [], []
+
+    def reading(file, size, read=folder._read):
+        image = read(file, size)
+        seen.append(weakref.ref(image))
+        alive.append(sum(reference() is not None for reference in seen))
+        return image
+
+    monkeypatch.setattr(folder, "_read", reading)
+    same_pixels(data.load(tmp_path), PIXELS[:, None].repeat(3, 1))
+    assert max(alive) <= 3  # the first, the one before and this one
+
+
+@pytest.mark.parametrize("link", ["a/up", "a/deep/top", "b", "c/out"])
+def test_links_by_which_a_folder_would_be_read_twice_are_refused(tmp_path, link):
+    save(tmp_path / "im/a/x.png", PIXELS[0])
+    save(tmp_path / "im/a/deep/y.png", PIXELS[1])
+    target = {"a/up": "im/a", "a/deep/top": "im", "b": "im/a/deep", "c/out": "."}[link]
+    place = tmp_path / "im" / link
+    place.parent.mkdir(exist_ok=True)
+    place.symlink_to(tmp_path / target)
+    with pytest.raises(ValueError, match=r"leads by a link to .*im.*, whose images are read already; remove the link"):
+        data.load(tmp_path / "im")
+
+
+def test_links_to_folders_elsewhere_are_followed(tmp_path):
+    save(tmp_path / "elsewhere/x.png", PIXELS[0])
+    save(tmp_path / "im/a/x.png", PIXELS[1])
+    (tmp_path / "im/b").symlink_to(tmp_path / "elsewhere")
+    (tmp_path / "im/a/copy.png").symlink_to("x.png")
+    same_pixels(data.load(tmp_path / "im"), PIXELS[[1, 1, 0], None])
 
 
 def test_images_of_mixed_sizes_are_refused_naming_two_and_resized_on_demand(tmp_path):
@@ -328,7 +367,7 @@ def folder_of(kind, path):
         ("empty class", "b has no images, and each sub-folder is a class"),
         ("no train", "has test and no train"),
         ("none", r"has no images \(\.bmp"),
-        ("one", "constant: its 1 rows"),
+        ("one", "constant: it is a single row"),
     ],
 )
 def test_folders_that_cannot_be_read_are_refused_by_name(tmp_path, kind, message):

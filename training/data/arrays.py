@@ -73,12 +73,12 @@ def _values(array: Any, where: str) -> torch.Tensor:
     if array.dtype.kind == "f":
         if array.ndim < 2:
             raise ValueError(f"{where} has {kind}; floats are examples as they are, of shape (n, *shape)")
-        return torch.from_numpy(array.astype("float32"))
+        return torch.from_numpy(array.astype("float32", copy=False))
     if array.dtype != "uint8" or array.ndim not in (3, 4):
         raise ValueError(
             f"{where} has {kind}; pass uint8 images, (n, height, width[, channels]), or floats (n, *shape)"
         )
-    images = torch.from_numpy(array.copy())
+    images = torch.from_numpy(array).contiguous()
     if images.ndim == 3:
         return images[:, None]
     first, last = images.shape[1] in CHANNELS, images.shape[3] in CHANNELS

@@ -10,7 +10,9 @@ import torch
 
 from halfbridge.solvers.dequantise import dequantise
 
-__all__ = ["Dataset", "check_examples"]
+__all__ = ["Dataset", "check_examples", "in_pieces"]
+
+ELEMENTS = 1 << 20  # looked at, or converted, at once
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -62,6 +64,8 @@ class Dataset:
             raise ValueError(
                 f"pixels has shape {tuple(self.pixels.shape)} and examples {tuple(self.examples.shape)}; they must agree"
             )
+        if self.pixels is not None:
+            _check_varied(self.pixels, f"data {self.name!r}")  # dequantised, examples of constant pixels vary
 
     def __len__(self) -> int:
         return len(self.examples)
@@ -99,10 +103,21 @@ def check_examples(examples: torch.Tensor, name: str = "data") -> None:
         raise ValueError(
             f"{name} is {examples.dtype}; scale it and convert it to the network's dtype, e.g. data.float() / 127.5 - 1"
         )
-    bad = ~torch.isfinite(examples).flatten(1).all(dim=1)
+    bad = torch.cat([~torch.isfinite(part).flatten(1).all(dim=1) for part in in_pieces(examples)])
     if bad.any():
         raise ValueError(
             f"{name} has {int(bad.sum())} rows that are not finite, the first is row {int(bad.nonzero()[0])}; drop them"
         )
-    if bool((examples == examples[:1]).all()):
-        raise ValueError(f"{name} is constant: its {len(examples)} rows are all the same, so there is nothing to learn")
+    _check_varied(examples, name)
+
+
+def in_pieces(rows: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    """Views of consecutive rows, so that what is made of each is small."""
+    return torch.split(rows, max(1, ELEMENTS // max(1, rows[0].numel())))
+
+
+def _check_varied(rows: torch.Tensor, name: str) -> None:
+    if len(rows) == 1:
+        raise ValueError(f"{name} is constant: it is a single row; pass at least 2, which differ")
+    if all(bool((part == rows[:1]).all()) for part in in_pieces(rows)):
+        raise ValueError(f"{name} is constant: its {len(rows)} rows are all the same, so there is nothing to learn")

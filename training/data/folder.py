@@ -33,8 +33,9 @@ def read_folder(path: Path, split: str | None, size: tuple[int, int] | None, gra
     converts to gray by Pillow's luma (ITU-R 601), False to RGB, None to RGB unless all are gray.
 
     Raises ValueError, naming the file: damaged, of 16 bits or floats, not opaque, of another size than the first (without
-    `size`); and for a folder without images, with images both in it and in sub-folders, or with an empty class.
-    ImportError, naming the extra, without Pillow.
+    `size`); and for a folder without images, with images both in it and in sub-folders, with an empty class, or with links
+    by which a folder would be read twice (links to folders elsewhere are followed). ImportError, naming the extra, without
+    Pillow.
     """
     parts = _splits(path)
     if parts and "train" not in parts:
@@ -45,19 +46,8 @@ def read_folder(path: Path, split: str | None, size: tuple[int, int] | None, gra
     if parts:
         path = path / (split if own_split and split else "train")
     listed = _listed(path)
-    images: list[Any] = []
-    for file in listed.files:
-        images.append(_read(file, size))
-        if images[-1].size != images[0].size:
-            (w0, h0), (w, h) = images[0].size, images[-1].size
-            raise ValueError(
-                f"images of mixed sizes: {listed.files[0]} is {w0}x{h0} and {file} is {w}x{h} (width x height); pass "
-                "size=(height, width), or size=32 for a square, to cut and resize them all"
-            )
-    colour = any(image.mode != "L" for image in images) if gray is None else not gray
-    values = torch.stack([_tensor(image.convert("RGB" if colour else "L")) for image in images])
     classes = None if listed.classes is None else torch.tensor(listed.classes, dtype=torch.int64, device="cpu")
-    return Raw(values, classes, listed.names, own_split=own_split)
+    return Raw(_pixels(listed.files, size, gray), classes, listed.names, own_split=own_split)
 
 
 def resized(image: Any, size: tuple[int, int]) -> Any:
@@ -89,15 +79,38 @@ def _visible(folder: Path) -> list[Path]:
     return sorted(entry for entry in folder.iterdir() if not entry.name.startswith("."))
 
 
-def _images(folder: Path, deep: bool) -> list[Path]:
-    """The image files in the folder, and if `deep` in its visible sub-folders too."""
+def _images(folder: Path, read: set[Path] | None = None) -> list[Path]:
+    """The image files in the folder; with `read`, the folders read so far, in its visible sub-folders too."""
+    if read is not None:
+        real = folder.resolve()
+        if real in read:
+            raise ValueError(f"{folder} leads by a link to {real}, whose images are read already; remove the link")
+        read.add(real)
     found = []
     for entry in _visible(folder):
-        if entry.is_dir() and deep:
-            found += _images(entry, deep)
+        if entry.is_dir() and read is not None:
+            found += _images(entry, read)
         elif entry.is_file() and entry.suffix.lower() in SUFFIXES:
             found.append(entry)
     return found
+
+
+def _pixels(files: list[Path], size: tuple[int, int] | None, gray: bool | None) -> torch.Tensor:
+    """The images, (n, 1 or 3, height, width), each written there as it is read: many do not fit in memory twice."""
+    first = _read(files[0], size)
+    width, height = first.size
+    values = torch.empty((len(files), 3 if gray is False else 1, height, width), dtype=torch.uint8, device="cpu")
+    for k, file in enumerate(files):
+        image = _read(file, size) if k else first
+        if image.size != first.size:
+            raise ValueError(
+                f"images of mixed sizes: {files[0]} is {width}x{height} and {file} is {image.width}x{image.height} (width x "
+                "height); pass size=(height, width), or size=32 for a square, to cut and resize them all"
+            )
+        if gray is None and image.mode == "RGB" and values.shape[1] == 1:
+            values = values.repeat(1, 3, 1, 1)  # the first in colour: the gray ones before it become RGB
+        values[k] = _tensor(image.convert("L" if values.shape[1] == 1 else "RGB"))
+    return values
 
 
 def _splits(path: Path) -> list[str]:
@@ -107,7 +120,7 @@ def _splits(path: Path) -> list[str]:
 
 
 def _listed(path: Path) -> _Listed:
-    flat = _images(path, deep=False)
+    flat = _images(path)
     folders = [entry for entry in _visible(path) if entry.is_dir()]
     if not folders:
         if not flat:
@@ -118,9 +131,9 @@ def _listed(path: Path) -> _Listed:
             f"{path} has images ({flat[0].name}) and sub-folders ({folders[0].name}); pass a folder of images alone, or of "
             "one sub-folder for each class"
         )
-    files, classes = [], []
+    files, classes, read = [], [], {path.resolve()}
     for k, folder in enumerate(folders):
-        inside = _images(folder, deep=True)
+        inside = _images(folder, read)
         if not inside:
             raise ValueError(
                 f"{folder} has no images, and each sub-folder is a class; remove it, or pass another folder"

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import dataclasses
-import difflib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from halfbridge.solvers.nearest import nearest
 from halfbridge.training.data import order
 from halfbridge.training.data.arrays import SUFFIXES, read_arrays
 from halfbridge.training.data.dataset import Dataset
@@ -43,6 +42,7 @@ def load(
     seed: int = 0,
     split: str | None = None,
     holdout: float | None = None,
+    holdout_seed: int = 0,
     size: Size = None,
     gray: bool | None = None,
     dequantise: bool = False,
@@ -67,7 +67,8 @@ def load(
     n: points to draw from a law in the plane, 10000 unless told; of other data a random subset (by `seed`, rows kept in
     order), all unless told. n_per_class: that many of each class instead.
     split: "train" (which is the default) or "test", or "val", of data that come in such parts. Of other data holdout = 0.1
-    makes a random tenth the "test" split, whatever n is. Draw another `seed` for fresh points of a law.
+    makes a random tenth the "test" split, by `holdout_seed` alone: whatever n and `seed` are, no row of it is trained on.
+    Draw another `seed` for fresh points of a law.
     size: resize images to (height, width), or to a square, by Pillow's Lanczos filter after cutting the middle that has
     the new proportions. Images of different sizes need it.
 
@@ -80,6 +81,7 @@ def load(
         "n_per_class": n_per_class,
         "split": split,
         "holdout": holdout,
+        "holdout_seed": None if holdout is None and holdout_seed == 0 else holdout_seed,
         "size": list(size) if isinstance(size, tuple) else size,
         "gray": gray,
         "dequantise": dequantise or None,
@@ -91,20 +93,23 @@ def load(
     if name in POINTS:
         for key in asked:
             if key != "n":
-                hint = "a fresh sample is another seed" if key in ("split", "holdout") else "pass n and seed alone"
+                fresh = key in ("split", "holdout", "holdout_seed")
+                hint = "a fresh sample is another seed" if fresh else "pass n and seed alone"
                 raise ValueError(f"{key} = {asked[key]!r}: {name!r} is a law in the plane, not a set of images; {hint}")
         return _draw(name, 10_000 if n is None else n, seed)
     raw = _read(name, name_or_path, split, size, gray)
-    raw = _select(raw, n, n_per_class, split, holdout, seed)
+    raw = _subset(_part(raw, split, holdout, holdout_seed), n, n_per_class, seed)
     where = name or str(Path(name_or_path).expanduser().resolve())
-    data = raw.dataset(name or Path(where).name, {"name_or_path": where, "seed": seed, **asked})
-    return dataclasses.replace(data, examples=data.dequantised(seed)) if dequantise else data
+    config = {"name_or_path": where, "seed": seed, **asked}
+    return raw.dataset(name or Path(where).name, config, noise=seed if dequantise else None)
 
 
 def _known(name_or_path: str | Path) -> str | None:
     """The name in NAMES that is meant, None for a path; unknown names are refused with the nearest."""
     if isinstance(name_or_path, Path):
         return None
+    if not name_or_path.strip():
+        raise ValueError(f"name_or_path = {name_or_path!r} is empty; pass a name or a path ('.' is the current folder)")
     folded = {_fold(name): name for name in NAMES} | ALIASES
     asked = _fold(name_or_path)
     if asked in folded:
@@ -112,16 +117,11 @@ def _known(name_or_path: str | Path) -> str | None:
     path = Path(name_or_path).expanduser()
     if path.exists() or len(path.parts) != 1 or path.suffix or name_or_path.startswith("~"):
         return None
-    near = difflib.get_close_matches(asked, folded, n=1, cutoff=0.6)
-    if asked.endswith("mnist") or asked.startswith("cifar"):
-        hint = "nothing is downloaded, pass the path of its files"
-    elif near:
-        hint = f"did you mean {folded[near[0]]!r}? Or pass a path"
-    else:
-        hint = f"there are {', '.join(NAMES)}; or pass a path"
+    elsewhere = asked.endswith("mnist") or asked.startswith("cifar")
+    hint = "nothing is downloaded, pass the path of its files" if elsewhere else nearest(asked, NAMES)
     raise ValueError(
-        f"there is no data {name_or_path!r}, neither by name nor as a path; {hint} (a folder of MNIST's idx files or of "
-        "images, an .npz or .npy file)"
+        f"there is no data {name_or_path!r}, neither by name nor as a path; {hint} (A path is one of a folder of MNIST's idx "
+        "files or of images, or of an .npz or .npy file.)"
     )
 
 
@@ -187,22 +187,33 @@ def _height_and_width(size: Size) -> tuple[int, int] | None:
     return sides[0], sides[1]
 
 
-def _select(
-    raw: Raw, n: int | None, n_per_class: int | None, split: str | None, holdout: float | None, seed: int
-) -> Raw:
-    """The split that was asked for, then the subset of it."""
+def _part(raw: Raw, split: str | None, holdout: float | None, seed: int) -> Raw:
+    """The split that was asked for."""
+    if holdout is None and seed:
+        raise ValueError(f"holdout_seed = {seed}: nothing is held out; pass holdout=0.1 too to keep a tenth for tests")
     if raw.own_split:
         if holdout is not None:
             raise ValueError(f"holdout = {holdout}: this data has a test split of its own; pass split='test' for it")
-    elif holdout is not None:
-        if split not in (None, "train", "test"):
-            raise ValueError(f"split = {split!r} must be 'train' or 'test' with a holdout")
-        train, test = order.split(len(raw.values), holdout, seed)
-        raw = raw.rows(test if split == "test" else train)
-    elif split is not None:
-        raise ValueError(
-            f"split = {split!r}: this data comes in one piece; pass holdout=0.1 too to keep a tenth for tests"
-        )
+        return raw
+    if holdout is None:
+        if split is not None:
+            raise ValueError(
+                f"split = {split!r}: this data comes in one piece; pass holdout=0.1 too to keep a tenth for tests"
+            )
+        return raw
+    if split not in (None, "train", "test"):
+        raise ValueError(f"split = {split!r} must be 'train' or 'test' with a holdout")
+    dealt = order.split(len(raw.values), holdout, seed)
+    for part, rows in zip(("train", "test"), dealt, strict=True):
+        if len(rows) < 2:
+            raise ValueError(
+                f"holdout = {holdout}: of {len(raw.values)} rows it leaves {len(rows)} to the {part} split; each needs at "
+                "least 2"
+            )
+    return raw.rows(dealt.holdout if split == "test" else dealt.train)
+
+
+def _subset(raw: Raw, n: int | None, n_per_class: int | None, seed: int) -> Raw:
     rows = len(raw.values)
     if n_per_class is not None:
         return raw.rows(_of_each_class(raw, n_per_class, seed))

@@ -6,7 +6,8 @@ from typing import Any, NamedTuple
 
 import torch
 
-from halfbridge.training.data.dataset import Dataset
+from halfbridge.solvers.dequantise import dequantise
+from halfbridge.training.data.dataset import Dataset, in_pieces
 
 __all__ = ["Raw"]
 
@@ -30,14 +31,26 @@ class Raw(NamedTuple):
         classes = None if self.classes is None else self.classes[chosen]
         return self._replace(values=self.values[chosen], classes=classes)
 
-    def dataset(self, name: str, config: dict[str, Any]) -> Dataset:
-        """Levels k become -1 + 2 k/(levels - 1), rounded once from float64; floats stay."""
+    def dataset(self, name: str, config: dict[str, Any], noise: int | None = None) -> Dataset:
+        """Levels k become -1 + 2 k/(levels - 1), rounded once from float64; dequantised with `noise` as its seed, if told.
+
+        Floats stay, and ValueError is raised if they are to be dequantised.
+        """
         if self.values.is_floating_point():
+            if noise is not None:
+                raise ValueError(
+                    f"dequantise = True: data {name!r} has no grey levels, only images have them; leave it out"
+                )
             return Dataset(self.values, self.classes, name, self.names, config=config)
         steps = torch.arange(self.levels, dtype=torch.float64, device="cpu")
         table = ((2.0 * steps - (self.levels - 1)) / (self.levels - 1)).float()
+        examples = torch.empty(self.values.shape, dtype=torch.float32, device="cpu")
+        first = 0
+        for part, place in zip(in_pieces(self.values), in_pieces(examples), strict=True):
+            place.copy_(table[part.long()] if noise is None else dequantise(part, noise, first, levels=self.levels))
+            first += len(part)
         return Dataset(
-            table[self.values.int()],
+            examples,
             self.classes,
             name,
             self.names,
