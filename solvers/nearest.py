@@ -9,7 +9,7 @@ __all__ = ["nearest"]
 
 
 def nearest(name: object, known: Iterable[str]) -> str:
-    """"did you mean 'heun'?" where a known name is near, else "there are ddim, heun, ...", for the end of an error."""
+    """The end of an error on an unknown name: the nearest known one, or all of them where none is near."""
     names = [*known]
     near = difflib.get_close_matches(str(name), names, n=1)
     return f"did you mean {near[0]!r}?" if near else f"there are {', '.join(map(repr, names))}"
