@@ -244,7 +244,7 @@ def test_half_states_are_compared_in_float32():
         ({"i": torch.full((4,), 1.5).double()}, "i holds 1.5.*1 .. 10"),
         ({"i": torch.full((4,), 0.0).double()}, "i holds 0"),
         ({"i": torch.ones(3).double()}, r"i has shape \(3,\)"),
-        ({"variance": "posteriour"}, "'posteriour' is not one of 'posterior', 'transition'"),
+        ({"variance": "posteriour"}, "'posteriour' is no known name.*10 positive numbers.*did you mean 'posterior'"),
         ({"variance": [1.0, 2.0]}, r"variance = \[1.0, 2.0\].*10 positive"),
         ({"variance": [0.0] * 10}, "10 positive"),
         ({"learned": True}, r"\(4, 4\) is needed: a prediction, then the variances"),
@@ -255,6 +255,12 @@ def test_bad_arguments_are_refused_by_name(change, message):
     arguments = {"net": crooked, "process": STEPS, "x0": torch.zeros(4, 2), "i": torch.ones(4).double()}
     with pytest.raises(ValueError, match=message):
         ddpm_elbo(**{**arguments, "z": torch.zeros(4, 2), **change})
+
+
+def test_default_weight_of_the_bound_is_the_papers():
+    x0, z = exact_sample(N)
+    net = lambda x, _: torch.cat([0.5 * x, 0.2 * x], dim=1)  # noqa: E731
+    assert torch.equal(hybrid_loss(net, STEPS, x0, ALL, z), hybrid_loss(net, STEPS, x0, ALL, z, vlb_weight=0.001))
 
 
 def test_bad_levels_are_refused_by_name():

@@ -22,7 +22,7 @@ from exact_moments import (
 import halfbridge as hb
 from halfbridge.kernels.edm_precondition import edm_precondition
 from halfbridge.nets.precondition import Precondition
-from halfbridge.training.losses import COLUMNS, denoising_loss, edm_loss, noise_weight, sample_times
+from halfbridge.training.losses import EDM_COLUMNS, denoising_loss, edm_loss, noise_weight, sample_times
 from halfbridge.training.objectives import EDMDenoising
 
 WIDTH = 0.8
@@ -79,10 +79,10 @@ def test_one_belief_has_one_loss_however_it_is_stated(predicts):
     torch.testing.assert_close(got, expected, rtol=1e-7, atol=0.0)
 
 
-@pytest.mark.parametrize("kind", COLUMNS)
+@pytest.mark.parametrize("kind", EDM_COLUMNS)
 def test_columns_weigh_the_error_of_the_data_as_the_table_says(kind):
     process, (x0, z) = hb.EDM(), exact_sample(9)
-    law, weighting = COLUMNS[kind]
+    law, weighting = EDM_COLUMNS[kind]
     u = (torch.arange(9, dtype=torch.float64) + 0.5) / 9
     nu = sample_times(process, u, law)
     net = lambda x, t: 0.3 * x + t[:, None]  # noqa: E731
@@ -93,7 +93,7 @@ def test_columns_weigh_the_error_of_the_data_as_the_table_says(kind):
     assert noise_weight(EDMDenoising(kind=kind).weighting, process, nu).equal(noise_weight(weighting, process, nu))
 
 
-@pytest.mark.parametrize("kind", COLUMNS)
+@pytest.mark.parametrize("kind", EDM_COLUMNS)
 def test_the_loss_of_a_preconditioned_network_is_that_of_its_output_in_every_column(kind):
     """Weight 1/c_out^2 in all four: |F - (x0 - c_skip x)/c_out|^2/d, the target (-1)^k n of VP, VE and iDDPM among them."""
 
@@ -106,7 +106,7 @@ def test_the_loss_of_a_preconditioned_network_is_that_of_its_output_in_every_col
     x0, z = exact_sample(9)
     u = (torch.arange(9, dtype=torch.float64) + 0.5) / 9
     objective = EDMDenoising(kind=kind)
-    nu = sample_times(objective.process, u, COLUMNS[kind][0])[:, None]
+    nu = sample_times(objective.process, u, EDM_COLUMNS[kind][0])[:, None]
     net = Precondition(inner, kind)
     skip, out = (
         (0.25 / (nu**2 + 0.25), 0.5 * nu / (nu**2 + 0.25).sqrt())
@@ -123,5 +123,5 @@ def test_the_noise_levels_of_vp_are_those_of_its_process():
     u = torch.linspace(0.1, 0.9, 5, dtype=torch.float64)
     vp = hb.VP()
     expected = vp.sigma(1e-5 + (1 - 1e-5) * u) / vp.alpha(1e-5 + (1 - 1e-5) * u)
-    torch.testing.assert_close(sample_times(hb.EDM(), u, COLUMNS["vp"][0]), expected, rtol=1e-10, atol=0.0)
-    assert sample_times(hb.EDM(), u[2:3], COLUMNS["edm"][0]).item() == pytest.approx(math.exp(-1.2), rel=1e-9)
+    torch.testing.assert_close(sample_times(hb.EDM(), u, EDM_COLUMNS["vp"][0]), expected, rtol=1e-10, atol=0.0)
+    assert sample_times(hb.EDM(), u[2:3], EDM_COLUMNS["edm"][0]).item() == pytest.approx(math.exp(-1.2), rel=1e-9)

@@ -55,7 +55,20 @@ def test_networks_are_told_the_level_or_its_index():
         ncsn_loss(net, process, LEVELS, x0, ALL, z, labels=LevelLabels(process, tuple(LEVELS.tolist())))
         assert torch.equal(seen[-1], ALL - 1.0)
     nearest = LevelLabels(PROCESSES[0], (1.0, 0.1))
-    assert (nearest(0.33), nearest(0.31), nearest(5.0), nearest(0.001)) == (0.0, 1.0, 0.0, 1.0)
+    assert (nearest(0.33), nearest(0.31), nearest(3.0), nearest(0.033)) == (0.0, 1.0, 0.0, 1.0)
+
+
+@pytest.mark.parametrize("t", [0.0, 1e-6, 0.002, 3.3, 50.0, torch.tensor([0.5, 50.0])], ids=str)
+def test_a_noise_beyond_the_ladder_has_no_index(t):
+    with pytest.raises(ValueError, match=r"is near none of the levels 1 \.\. 0\.01; sample on a grid between these"):
+        LevelLabels(hb.EDM(0.001, 80.0), (1.0, 0.1, 0.01))(t)
+
+
+def test_one_level_has_its_index_and_nothing_else():
+    only = LevelLabels(hb.EDM(), (0.5,))
+    assert only(0.5) == 0.0
+    with pytest.raises(ValueError, match="is near none of the levels"):
+        only(0.51)
 
 
 def test_langevin_down_the_ladder_ends_near_the_data():
@@ -96,7 +109,8 @@ def test_the_default_is_the_papers_ladder_and_its_process_starts_there():
         (lambda: level_times(hb.VP(), [1.0, 0.1]), "scales the data; pass one with alpha = 1"),
         (lambda: level_times(hb.EDM(0.1, 2.0), [3.0, 0.1]), "levels start at 3, above 2"),
         (lambda: ncsn_loss(crooked, hb.EDM(), LEVELS, PROBE[:1], ALL[:1] + 6.0, PROBE[:1]), "i holds 7, but the levels are numbered 1 .. 6"),
-        (lambda: NCSN(labels="level"), "'level' is not 'index'"),
+        (lambda: NCSN(labels="level"), "labels = 'level' is no known name.*there are 'index'"),
+        (lambda: NCSN(labels="indx"), "did you mean 'index'"),
     ],
 )  # fmt: skip
 def test_bad_ladders_are_refused_by_name(make, message):

@@ -1,5 +1,6 @@
 """What goes into a process and comes out of it: numbers, tensors, arrays; and what is refused, with which words."""
 
+import copy
 import dataclasses
 import math
 import pickle
@@ -236,16 +237,32 @@ def test_betas_are_the_same_process_from_list_array_or_tensor():
     assert float32.betas[0] == float(np.float32(1e-4))
 
 
+def test_the_tables_of_a_discrete_process_are_made_once_and_are_no_part_of_its_value(monkeypatch):
+    fresh, used = DiscreteVP(BETAS), DiscreteVP(BETAS)
+    t = torch.tensor([0.5, 1.0, 2.5], dtype=torch.float64, requires_grad=True)
+    with torch.inference_mode():
+        used.alpha(t.detach())
+    expected = fresh.time_at(fresh.half_log_snr(t))
+    assert (used == fresh, hash(used) == hash(fresh)) == (True, True)
+    assert pickle.dumps(used) == pickle.dumps(DiscreteVP(BETAS))
+    assert copy.deepcopy(used) == fresh
+    monkeypatch.setattr(torch, "tensor", None)  # no copy of a thousand numbers at each call
+    again = used.time_at(used.half_log_snr(t))
+    assert torch.equal(again, expected)
+    (used.diffusion(t) * again).sum().backward()  # tables made without gradients let them pass
+    assert t.grad.isfinite().all()
+
+
 @every_process
 def test_process_is_a_small_frozen_value(p):
     assert isinstance(p, Process)
     assert len(repr(p)) < 80
     with pytest.raises(dataclasses.FrozenInstanceError):
         p.T = 2.0
-    copy = pickle.loads(pickle.dumps(p))
-    assert copy == p
-    assert hash(copy) == hash(p)
-    assert copy.alpha(0.3) == p.alpha(0.3)
+    again = pickle.loads(pickle.dumps(p))
+    assert again == p
+    assert hash(again) == hash(p)
+    assert again.alpha(0.3) == p.alpha(0.3)
 
 
 @every_process

@@ -17,6 +17,7 @@ from exact_moments import (
     exact_sample,
     quadrature,
 )
+from largest_tensor import LargestTensor
 
 import halfbridge as hb
 from halfbridge.training.losses import (
@@ -133,9 +134,9 @@ def test_the_bound_of_the_exact_gaussian_field_is_the_entropy_and_the_gaps_at_bo
     gaps = []
     for gamma_0 in (-6.0, -9.0, -12.0):
         process = LearnedSchedule(gamma_0, 5.0, hidden=8).process()
-        x0, z = exact_sample()
+        x0 = exact_sample()[0]
         with torch.no_grad():
-            ends = (prior_kl(process, x0) + reconstruction(process, x0, z)).mean().item()
+            ends = (prior_kl(process, x0) + reconstruction(process, x0)).mean().item()
         total = ends + closed_form(gamma_0, 5.0)
         gaps.append(total - entropy - law.at(process, 1.0).kl(hb.reference.Gaussian([0.0, 0.0], 1.0)))
     # reconstruction by N(z_s/alpha, nu^2), exact posterior narrower by nu^2/c: 1/2 sum log(1 + nu^2/c)
@@ -145,25 +146,39 @@ def test_the_bound_of_the_exact_gaussian_field_is_the_entropy_and_the_gaps_at_bo
     assert gaps == pytest.approx(expected, rel=1e-6, abs=1e-9)
 
 
-def test_probabilities_of_levels_given_the_start_follow_bayes_and_sum_to_one():
-    levels = Discretised(5, -1.0, 1.0)
-    process = LearnedSchedule(-1.0, 5.0, hidden=4).process()
+@pytest.mark.parametrize("gamma", [-9.0, -4.0, -1.0, 2.0])
+@pytest.mark.parametrize("n", [2, 5, 33])
+def test_the_levels_at_the_start_cost_what_bayes_gives_them_on_average(gamma, n):
+    """-log of the posterior over all levels given z_s, by its definition, over a fine grid of noises."""
+    levels = Discretised(n, -1.0, 1.0)
+    process = LearnedSchedule(gamma, 5.0, hidden=4).process()
     alpha, sigma = process.alpha(process.t_min), process.sigma(process.t_min)
-    z = torch.tensor([[0.4, -1.3]], dtype=torch.float64)
-    x0 = torch.tensor([[0.5, -1.0]], dtype=torch.float64)
-    seen = alpha * x0 + sigma * z
-    centres = torch.linspace(-1.0, 1.0, 5, dtype=torch.float64)
-    density = torch.distributions.Normal(alpha * centres, sigma).log_prob(seen[..., None]).exp()
-    posterior = density / density.sum(dim=-1, keepdim=True)
-    expected = -(posterior[0, 0, 3].log() + posterior[0, 1, 0].log()).item()
-    assert reconstruction(process, x0, z, levels).item() == pytest.approx(expected, rel=1e-10)
-    # the other levels at the same z_s have the noise that leads there
-    total = 0.0
-    for k in centres:
-        for m in centres:
-            x = torch.stack([k, m])[None]
-            total += math.exp(-reconstruction(process, x, (seen - alpha * x) / sigma, levels).item())
-    assert total == pytest.approx(1.0, rel=1e-10)
+    centres = torch.linspace(-1.0, 1.0, n, dtype=torch.float64)
+    z = torch.linspace(-9.0, 9.0, 6001, dtype=torch.float64)
+    share = torch.softmax(-0.5 * z**2, dim=0)
+    seen = alpha * centres[:, None] + sigma * z
+    posterior = torch.log_softmax(-0.5 * ((seen[..., None] - alpha * centres) / sigma) ** 2, dim=-1)
+    expected = torch.stack([-(share * posterior[k, :, k]).sum() for k in range(n)])
+    got = torch.stack([reconstruction(process, c.view(1, 1), levels)[0] for c in centres])
+    torch.testing.assert_close(got, expected, rtol=0.0, atol=2e-8)
+    x0 = centres[torch.tensor([[0, n - 1], [1, 0], [n // 2, 1]])]
+    total = got[levels.index(x0).long()].sum(dim=1)
+    torch.testing.assert_close(reconstruction(process, x0, levels), total, rtol=1e-12, atol=0.0)
+
+
+def test_a_learned_schedule_is_told_what_the_levels_cost():
+    """d/d gamma_0 against differences, and no memory of (elements, levels): the cost of a level is found once."""
+    levels, x0 = Discretised(256), torch.linspace(-1.0, 1.0, 256, dtype=torch.float64).repeat(4, 40)
+    schedule = LearnedSchedule(-6.0, 5.0, hidden=4)
+    with LargestTensor() as seen:
+        loss = reconstruction(schedule.process(), x0, levels).sum()
+    assert seen.numel <= x0.numel()
+    (gradient,) = torch.autograd.grad(loss, schedule.gamma_0)
+    ends = [
+        reconstruction(LearnedSchedule(g, 5.0, hidden=4).process(), x0, levels).sum()
+        for g in (-6.0 + 1e-4, -6.0 - 1e-4)
+    ]
+    assert gradient.item() == pytest.approx(((ends[0] - ends[1]) / 2e-4).item(), rel=1e-6)
 
 
 @pytest.mark.parametrize("seed", range(3))
@@ -290,7 +305,7 @@ def test_following_the_variance_gradient_lowers_the_variance_and_keeps_the_mean(
         (lambda: LearnedSchedule(hidden=0), "hidden = 0"),
         (lambda: LearnedSchedule(**ENDS).process().time_at(4.0), "from 4 to 4 is not reached"),
         (lambda: step_times(hb.VP(), torch.tensor([0.0, 1.0]), 4), r"i holds 0, but the steps are the whole numbers 1 .. 4"),
-        (lambda: learned_vdm_loss(crooked, bent(), *exact_sample(3)[:1], torch.rand(3), exact_sample(3)[1], interior="x"), "'x' is not one of 'variance', 'bound'"),
+        (lambda: learned_vdm_loss(crooked, bent(), *exact_sample(3)[:1], torch.rand(3), exact_sample(3)[1], interior="x"), "interior = 'x' is unknown; there are 'variance', 'bound'"),
     ],
 )  # fmt: skip
 def test_bad_arguments_are_refused_by_name(make, message):

@@ -50,6 +50,26 @@ def test_data_and_velocity_weigh_their_own_errors_alike(process):
 
 
 @pytest.mark.parametrize("process", PROCESSES, **by_name)
+def test_truncated_snr_is_the_larger_of_snr_and_one_on_the_error_of_the_data(process):
+    t = sample_times(process, (torch.arange(50, dtype=torch.float64) + 0.5) / 50, "half_log_snr")
+    snr = (process.alpha(t) / process.sigma(t)) ** 2
+    assert (snr > 1.0).any()
+    assert (snr < 1.0).any()
+    got = weight_on("data", "truncated_snr", process, t)
+    torch.testing.assert_close(got, snr.clamp(min=1.0), rtol=1e-12, atol=0.0)
+    x0, z = exact_sample(50)  # Salimans and Ho 2022: the larger of the errors of the data and of the noise
+    errors = [denoising_loss(lambda x, _: 0.3 * x, process, x0, t, z, weighting=w) for w in ("simple", "data")]
+    loss = denoising_loss(lambda x, _: 0.3 * x, process, x0, t, z, weighting="truncated_snr")
+    torch.testing.assert_close(loss, torch.maximum(*errors), rtol=1e-9, atol=0.0)
+
+
+def test_default_weights_are_the_papers():
+    assert MinSNR() == MinSNR(5.0)
+    assert EDMWeight() == EDMWeight(0.5)
+    assert Sigmoid() == Sigmoid(2.0)
+
+
+@pytest.mark.parametrize("process", PROCESSES, **by_name)
 def test_edm_weighs_the_error_of_the_data_by_one_over_c_out_squared(process):
     t, width = some_times(process, 20), 0.8
     nu = process.sigma(t) / process.alpha(t)
@@ -99,7 +119,10 @@ def test_half_the_integral_under_likelihood_weights_is_the_divergence_of_diffusi
         (lambda: EDMWeight(-1.0), "sigma_data = -1.0"),
         (lambda: Sigmoid(float("nan")), "bias = nan"),
         (lambda: noise_weight("likelyhood", hb.VP(), torch.ones(1)), "'likelyhood'.*did you mean 'likelihood'"),
-        (lambda: noise_weight("qqq", hb.VP(), torch.ones(1)), "'qqq'.*pass one, or a function"),
+        (
+            lambda: noise_weight("qqq", hb.VP(), torch.ones(1)),
+            "'qqq' is no known name and not a function of t; there are 'simple'",
+        ),
     ],
 )
 def test_bad_weightings_are_refused_by_name(make, message):

@@ -6,13 +6,15 @@ from collections.abc import Mapping
 from typing import Any
 
 from halfbridge.nets.labels import Labels, Scaled, Steps, scaled, steps
+from halfbridge.solvers.nearest import nearest
 from halfbridge.solvers.processes import Process
 from halfbridge.solvers.processes.described import build as build_process
 from halfbridge.solvers.processes.described import describe as describe_process
 
 __all__ = ["TYPES", "build", "describe"]
 
-TYPES = ("half_log_snr", "scaled", "steps")
+TYPES: dict[str, tuple[str, ...]] = {"half_log_snr": (), "scaled": ("factor",), "steps": ("n",)}
+"""The arguments of each beside "process"."""
 
 
 def describe(labels: Labels | None, process: Process | None) -> dict[str, Any] | None:
@@ -33,18 +35,27 @@ def describe(labels: Labels | None, process: Process | None) -> dict[str, Any] |
 
 
 def build(description: Mapping[str, Any] | None, process: Process | None) -> Labels | None:
-    """The labels that `describe` wrote. ValueError for what it does not write."""
+    """The labels that `describe` wrote. ValueError, with the nearest name, for a type or an argument that there is not, and for
+    one that is missing."""
     if description is None:
         return None
-    of = build_process(description["process"]) if "process" in description else process
-    match description.get("type"), description.keys() - {"type", "process"}:
-        case "half_log_snr", names if not names and of is not None:
-            return of.half_log_snr
-        case "scaled", names if names == {"factor"}:
-            return scaled(description["factor"])
-        case "steps", names if names == {"n"} and of is not None:
-            return steps(of, description["n"])
-    raise ValueError(f"labels = {description!r} are none of {', '.join(TYPES)} with their arguments")
+    arguments = {name: value for name, value in description.items() if name != "type"}
+    kind = description.get("type")
+    if not isinstance(kind, str) or kind not in TYPES:
+        raise ValueError(f"labels: type = {kind!r} is unknown; {nearest(kind, TYPES)}")
+    known = TYPES[kind] if kind == "scaled" else ("process", *TYPES[kind])
+    for name in arguments:
+        if name not in known:
+            raise ValueError(f"labels: {kind!r} has no {name!r}; {nearest(name, known)}")
+    for name in TYPES[kind]:
+        if name not in arguments:
+            raise ValueError(f"labels: {kind!r} lacks {name!r}, which has no default")
+    if kind == "scaled":
+        return scaled(arguments["factor"])
+    of = build_process(arguments["process"]) if "process" in arguments else process
+    if of is None:
+        raise ValueError(f"labels: {kind!r} needs a process; describe one as 'process', or pass it")
+    return of.half_log_snr if kind == "half_log_snr" else steps(of, arguments["n"])
 
 
 def _other(own: Process, process: Process | None) -> dict[str, Any]:

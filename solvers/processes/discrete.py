@@ -31,6 +31,7 @@ class DiscreteVP(BetaClock):
     t_min: float = field(default=1.0, init=False)
     _rates: tuple[float, ...] = field(init=False, compare=False)  # of the clock B, on each piece
     _ticks: tuple[float, ...] = field(init=False, compare=False)  # B at 0, 1, ..., N
+    _tables: dict[torch.device, tuple[Tensor, Tensor]] = field(init=False, compare=False)  # both, where they were used
 
     def __post_init__(self) -> None:
         betas = _as_tuple(self.betas)
@@ -39,6 +40,7 @@ class DiscreteVP(BetaClock):
         object.__setattr__(self, "T", float(len(betas)))
         object.__setattr__(self, "_rates", rates)
         object.__setattr__(self, "_ticks", tuple(_running_sums(rates)))
+        object.__setattr__(self, "_tables", {})
         if len(betas) < 2:
             raise ValueError(
                 f"DiscreteVP: `betas` has length {len(betas)}; sampling from T = N to t_min = 1 needs N >= 2"
@@ -48,17 +50,26 @@ class DiscreteVP(BetaClock):
         low, high = min(self._rates), max(self._rates)
         return f"DiscreteVP({len(self._rates)} steps, beta {-math.expm1(-low):.4g} to {-math.expm1(-high):.4g})"
 
+    def __getstate__(self) -> dict[str, Any]:
+        """Without the tables, which follow from the betas on whatever device a copy is used."""
+        return {**self.__dict__, "_tables": {}}
+
     def _piece(self, t: Any) -> tuple[Any, Any, Any]:
         """(k - 1, B(k - 1), rate) of the piece (k - 1, k] that holds t; the first piece holds 0."""
         if isinstance(t, Tensor):
             k = (t.detach().ceil().long() - 1).clamp(min=0)
-            return k, self._look_up(self._ticks, k), self._look_up(self._rates, k)
+            rates, ticks = self._on(t.device)
+            return k, ticks[k], rates[k]
         j = max(math.ceil(t) - 1, 0)
         return j, self._ticks[j], self._rates[j]
 
-    @staticmethod
-    def _look_up(table: tuple[float, ...], k: Tensor) -> Tensor:
-        return torch.tensor(table, dtype=torch.float64, device=k.device)[k]
+    def _on(self, device: torch.device) -> tuple[Tensor, Tensor]:
+        """The rates and the ticks on that device, copied there once."""
+        if device not in self._tables:
+            with torch.inference_mode(False):  # or no gradient passes them later
+                rates, ticks = (torch.tensor(v, dtype=torch.float64, device=device) for v in (self._rates, self._ticks))
+            self._tables[device] = rates, ticks
+        return self._tables[device]
 
     def _clock(self, t: Any) -> Any:
         start, tick, rate = self._piece(t)
@@ -69,9 +80,9 @@ class DiscreteVP(BetaClock):
 
     def _time_on_clock(self, B: Any) -> Any:
         if isinstance(B, Tensor):
-            ticks = torch.tensor(self._ticks, dtype=torch.float64, device=B.device)
+            rates, ticks = self._on(B.device)
             k = (torch.searchsorted(ticks, B.detach().contiguous()) - 1).clamp(0, len(self._rates) - 1)
-            t = k + (B - ticks[k]) / self._look_up(self._rates, k)
+            t = k + (B - ticks[k]) / rates[k]
             return torch.where(t > self.T, self.T + (t - t.detach()), t)
         j = min(max(bisect_left(self._ticks, B) - 1, 0), len(self._rates) - 1)
         return min(j + (B - self._ticks[j]) / self._rates[j], self.T)

@@ -3,7 +3,7 @@
 from halfbridge.training.losses.ddpm import ddpm_elbo, ddpm_loss, hybrid_loss, prior_kl
 from halfbridge.training.losses.decoders import Discretised, gaussian_nll
 from halfbridge.training.losses.denoising import denoising_loss, target, to_noise_error
-from halfbridge.training.losses.edm import COLUMNS, IDDPMLevels, LogUniform, VPLevels, edm_loss
+from halfbridge.training.losses.edm import EDM_COLUMNS, IDDPMLevels, LogUniform, VPLevels, edm_loss
 from halfbridge.training.losses.high_order import (
     HighOrderTerms,
     high_order_loss,
@@ -41,7 +41,7 @@ from halfbridge.training.losses.weighting import (
 )
 
 __all__ = [
-    "COLUMNS",
+    "EDM_COLUMNS",
     "TIMES",
     "WEIGHTINGS",
     "Discretised",

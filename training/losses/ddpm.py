@@ -11,21 +11,37 @@ follows from the KL of two normal laws. At the step 1 the first part is |x0 - mu
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
 
+from halfbridge.kernels.arguments import accumulation
 from halfbridge.nets.adapter import Labels, Network, default_labels, network_labels
 from halfbridge.solvers.processes import DiscreteVP, Process
+from halfbridge.training.losses.choice import check_choice
 from halfbridge.training.losses.decoders import Decoder, gaussian_nll
-from halfbridge.training.losses.denoising import denoising_loss, target, to_noise_error
+from halfbridge.training.losses.denoising import denoising_loss, noised, target, to_noise_error
 
-__all__ = ["VARIANCES", "Variance", "check_steps", "ddpm_elbo", "ddpm_loss", "hybrid_loss", "prior_kl"]
+__all__ = [
+    "VARIANCES",
+    "VLB_WEIGHT",
+    "Variance",
+    "check_chain",
+    "check_steps",
+    "ddpm_elbo",
+    "ddpm_loss",
+    "hybrid_loss",
+    "prior_kl",
+]
 
 Variance = str | torch.Tensor | Sequence[float]
 """tau^2 of the steps 1..N: "posterior", "transition", or N positive numbers."""
 
 VARIANCES = ("posterior", "transition")
+
+VLB_WEIGHT = 0.001
+"""Of the bound in the hybrid loss, by default. Nichol and Dhariwal 2021, section 3.1."""
 
 
 def ddpm_loss(
@@ -51,7 +67,7 @@ def prior_kl(process: Process, x0: torch.Tensor) -> torch.Tensor:
     prior = process.prior_std
     log_ratio = 2.0 * (process.sigma(end) / prior).log()
     square = x0.double().flatten(1).square().sum(dim=1)
-    d = x0[0].numel() if len(x0) else 0
+    d = math.prod(x0.shape[1:])
     return 0.5 * (square * (process.alpha(end) / prior) ** 2 + d * (torch.expm1(log_ratio) - log_ratio))
 
 
@@ -99,7 +115,7 @@ def hybrid_loss(
     z: torch.Tensor,
     *,
     predicts: str = "noise",
-    vlb_weight: float = 0.001,
+    vlb_weight: float = VLB_WEIGHT,
     decoder: Decoder = gaussian_nll,
     labels: Labels | None = None,
 ) -> torch.Tensor:
@@ -111,7 +127,7 @@ def hybrid_loss(
     chain = _Chain(process, x0, i, z, predicts)
     error, w = chain.call(net, labels, True)
     bound = chain.term(error.detach(), chain.log_variance("posterior", w), decoder)
-    return error.flatten(1).square().mean(dim=1) + vlb_weight * process.T / x0[0].numel() * bound
+    return error.flatten(1).square().mean(dim=1) + vlb_weight * process.T / math.prod(x0.shape[1:]) * bound
 
 
 class _Chain:
@@ -122,28 +138,25 @@ class _Chain:
         if i.shape != x0.shape[:1]:
             raise ValueError(f"i has shape {tuple(i.shape)}; give one step for each of the {x0.shape[0]} samples of x0")
         self.process, self.x0, self.i, self.z, self.predicts = process, x0, i.double(), z, predicts
-        self.work = torch.float32 if x0.element_size() < 4 else x0.dtype
-        steps = self.wide(self.i)
+        self.work = accumulation(x0.dtype)
+        steps = self.wide(self.i)  # known to be steps: the formulas need not look at them again
         self.first = steps == 1.0
-        self.alpha, self.sigma, self.beta = (
-            process.alpha(steps),
-            process.sigma(steps),
-            self.at_step(torch.as_tensor(process.betas, dtype=torch.float64)),
-        )
+        self.alpha, self.sigma, self.beta = process._alpha(steps), process._sigma(steps), self.beta_at(steps)
         # beta~_i = beta_i sigma_{i-1}^2/sigma_i^2, at the step 1 that of the step 2
         later = steps.clamp(min=2.0)
-        beta = torch.where(self.first, float(process.betas[1]), self.beta)
-        self.log_posterior = torch.log(beta) + 2.0 * (process.sigma(later - 1.0).log() - process.sigma(later).log())
+        ratio = process._sigma(later - 1.0).log() - process._sigma(later).log()
+        self.log_posterior = self.beta_at(later).log() + 2.0 * ratio
 
     def wide(self, c: torch.Tensor) -> torch.Tensor:
         return c.view(-1, *[1] * (self.x0.ndim - 1))
 
-    def at_step(self, table: torch.Tensor) -> torch.Tensor:
-        return self.wide(table.to(self.i)[self.i.long() - 1])
+    def beta_at(self, steps: torch.Tensor) -> torch.Tensor:
+        return -torch.expm1(2.0 * self.process._drift_rate(steps))
 
     def call(self, net: Network, labels: Labels | None, learned: bool) -> tuple[torch.Tensor, torch.Tensor | None]:
         """The network's error of the noise, and its w or None."""
-        x, shape = self.process.perturb(self.i, self.x0, self.z), tuple(self.x0.shape)
+        alpha, sigma = (c.to(self.work) for c in (self.alpha, self.sigma))
+        x, shape = noised(alpha, sigma, self.x0, self.z), tuple(self.x0.shape)
         out = net(x, network_labels(default_labels(self.process) if labels is None else labels, self.i, self.x0))
         wanted = (shape[0], 2 * shape[1], *shape[2:]) if learned else shape
         if tuple(out.shape) != wanted:
@@ -152,7 +165,6 @@ class _Chain:
                 + (": a prediction, then the variances, along dimension 1" if learned else "")
             )
         prediction, w = out.chunk(2, dim=1) if learned else (out, None)
-        alpha, sigma = (c.to(self.work) for c in (self.alpha, self.sigma))
         error = prediction - target(self.predicts, alpha, sigma, self.x0.to(self.work), self.z.to(self.work))
         sign = -1.0 if self.predicts in ("score", "data") else 1.0
         return (sign * to_noise_error(self.predicts, self.alpha, self.sigma)).to(self.work) * error, w
@@ -165,7 +177,7 @@ class _Chain:
             return share * log_beta + (1.0 - share) * self.log_posterior
         values = check_variances(self.process, variance)
         if values is not None:
-            return self.at_step(values).log()
+            return self.wide(values.to(self.i)[self.i.long() - 1]).log()
         return self.log_posterior if variance == "posterior" else log_beta
 
     def term(self, noise_error: torch.Tensor, log_variance: torch.Tensor, decoder: Decoder) -> torch.Tensor:
@@ -175,15 +187,13 @@ class _Chain:
         constant = torch.expm1(log_ratio) - log_ratio
         kl = 0.5 * ((weight * torch.exp(-log_variance)).to(self.work) * noise_error.square() + constant.to(self.work))
         terms = kl.flatten(1).sum(dim=1)
-        row = self.first.flatten()
-        if not row.any():
-            return terms
-        x0 = self.x0[row].to(self.work)
-        mean = x0 - (self.sigma / self.alpha)[row].to(self.work) * noise_error[row]
-        return terms.index_put((row,), decoder(x0, mean, log_variance[row].to(self.work)))
+        # L_0 in all rows, since looking for those of the step 1 waits for a GPU; in others it is that of a mean at x0
+        x0 = self.x0.to(self.work)
+        mean = x0 - torch.where(self.first, (self.sigma / self.alpha).to(self.work) * noise_error, 0.0)
+        return torch.where(self.first.flatten(), decoder(x0, mean, log_variance.to(self.work)), terms)
 
 
-def check_process(process: Process) -> None:
+def check_chain(process: Process) -> None:
     """ValueError unless the process is a discrete one."""
     if not isinstance(process, DiscreteVP):
         raise ValueError(
@@ -193,7 +203,7 @@ def check_process(process: Process) -> None:
 
 def check_steps(process: Process, i: torch.Tensor) -> None:
     """ValueError unless the process is a discrete one and i whole steps of it."""
-    check_process(process)
+    check_chain(process)
     if i.numel() and not ((i >= 1) & (i <= process.T) & (i == i.round())).all():
         bad = i[~((i >= 1) & (i <= process.T) & (i == i.round()))].flatten()[0].item()
         raise ValueError(f"i holds {bad:g}, but the steps are the whole numbers 1 .. {process.T:g}")
@@ -201,12 +211,13 @@ def check_steps(process: Process, i: torch.Tensor) -> None:
 
 def check_variances(process: DiscreteVP, variance: Variance) -> torch.Tensor | None:
     """None for a name, else N positive numbers, float64. ValueError."""
-    if isinstance(variance, str) and variance in VARIANCES:
+    if isinstance(variance, str):
+        check_choice("variance", variance, VARIANCES, f"{process.T:g} positive numbers, one for each step")
         return None
-    values = torch.empty(0) if isinstance(variance, str) else torch.as_tensor(variance, dtype=torch.float64)
+    values = torch.as_tensor(variance, dtype=torch.float64)
     if values.shape != (int(process.T),) or not ((values > 0) & values.isfinite()).all():
         raise ValueError(
-            f"variance = {variance!r} is not one of {', '.join(map(repr, VARIANCES))}; pass one, or {process.T:g} positive "
-            "numbers, one for each step"
+            f"variance = {variance!r} must be {process.T:g} positive finite numbers, one for each step, or one of "
+            f"{', '.join(map(repr, VARIANCES))}"
         )
     return values

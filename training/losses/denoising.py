@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import difflib
-
 import torch
 
+from halfbridge.kernels.arguments import accumulation
 from halfbridge.nets.adapter import Labels, Network, default_labels, network_labels
 from halfbridge.solvers.field import PREDICTIONS
 from halfbridge.solvers.processes import Process
+from halfbridge.training.losses.choice import check_choice
 from halfbridge.training.losses.weighting import Weighting, noise_weight
 
 __all__ = ["denoising_loss", "target", "to_noise_error"]
@@ -71,19 +71,25 @@ def denoising_loss(
     if t.shape != x0.shape[:1]:
         raise ValueError(f"t has shape {tuple(t.shape)}; give one time for each of the {x0.shape[0]} samples of x0")
     t = t.double()
-    alpha, sigma = process.alpha(t), process.sigma(t)
+    alpha, sigma = process.alpha(t), process._sigma(t)  # the first looks at the times, for both
     scale = noise_weight(weighting, process, t) * to_noise_error(predicts, alpha, sigma) ** 2
 
-    work = torch.float32 if x0.element_size() < 4 else x0.dtype
-
-    def like(c: torch.Tensor) -> torch.Tensor:
-        return c.to(work).view(-1, *[1] * (x0.ndim - 1))
-
-    x_t = process.perturb(t, x0, z)
+    work = accumulation(x0.dtype)
+    wide_alpha, wide_sigma = (c.to(work).view(-1, *[1] * (x0.ndim - 1)) for c in (alpha, sigma))
+    x_t = noised(wide_alpha, wide_sigma, x0, z)
     out = net(x_t, network_labels(default_labels(process) if labels is None else labels, t, x0))
     check_prediction(out, x0)
-    error = out - target(predicts, like(alpha), like(sigma), x0.to(work), z.to(work))
+    error = out - target(predicts, wide_alpha, wide_sigma, x0.to(work), z.to(work))
     return scale.to(work) * error.flatten(1).square().mean(dim=1)
+
+
+def noised(alpha: torch.Tensor, sigma: torch.Tensor, x0: torch.Tensor, z: torch.Tensor) -> torch.Tensor:
+    """alpha x0 + sigma z in x0's dtype, formed in that of alpha and sigma: `Process.perturb` where these are known."""
+    if z.shape != x0.shape:
+        raise ValueError(f"`z` has shape {tuple(z.shape)} but `x0` has {tuple(x0.shape)}; draw z like x0")
+    if not x0.is_floating_point():
+        raise TypeError(f"`x0` has dtype {x0.dtype}; convert it to a floating dtype first")
+    return (alpha * x0.to(alpha.dtype) + sigma * z.to(alpha.dtype)).to(x0.dtype)
 
 
 def check_prediction(out: torch.Tensor, x0: torch.Tensor) -> None:
@@ -94,7 +100,4 @@ def check_prediction(out: torch.Tensor, x0: torch.Tensor) -> None:
 
 def check_predicts(predicts: str) -> None:
     """ValueError for what no network predicts."""
-    if predicts not in PREDICTIONS:
-        near = difflib.get_close_matches(str(predicts), PREDICTIONS, n=1)
-        hint = f"; did you mean {near[0]!r}?" if near else ""
-        raise ValueError(f"predicts = {predicts!r} is not one of {', '.join(map(repr, PREDICTIONS))}{hint}")
+    check_choice("predicts", predicts, PREDICTIONS)

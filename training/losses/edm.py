@@ -18,7 +18,7 @@ from halfbridge.training.losses.denoising import denoising_loss
 from halfbridge.training.losses.times import Drawn, LogNormal, TimeLaw
 from halfbridge.training.losses.weighting import EDMWeight, Weighting
 
-__all__ = ["COLUMNS", "IDDPMLevels", "LogUniform", "VPLevels", "edm_loss"]
+__all__ = ["EDM_COLUMNS", "IDDPMLevels", "LogUniform", "VPLevels", "edm_loss"]
 
 
 def edm_loss(
@@ -96,10 +96,11 @@ class IDDPMLevels(TimeLaw):
         return Drawn(process.time_at(-self.levels().to(u.device)[j].log()), None)
 
 
-COLUMNS: dict[str, tuple[TimeLaw, Weighting]] = {
+EDM_COLUMNS: dict[str, tuple[TimeLaw, Weighting]] = {
     "vp": (VPLevels(), "simple"),
     "ve": (LogUniform(), "simple"),
     "iddpm": (IDDPMLevels(), "simple"),
     "edm": (LogNormal(), EDMWeight()),
 }
-"""The law of levels and the weight of each column: 1/nu^2 on the data's error is "simple", 1 on the noise's."""
+"""The law of levels and the weight of each column: 1/nu^2 on the data's error is "simple", 1 on the noise's.
+What the networks of these columns see and return is in `nets.columns.COLUMNS`."""

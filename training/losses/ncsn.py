@@ -65,7 +65,8 @@ def level_times(process: Process, levels: torch.Tensor | Sequence[float]) -> tor
 class LevelLabels:
     """Labels for a network that is told the index of the level, 0 for the largest: the nearest level in log sigma.
 
-    A function of the time, as `nets.as_field` takes it.
+    A function of the time, as `nets.as_field` takes it. ValueError for a noise beyond the ladder by more than half of its
+    first or last step (in log sigma; one level has no step), of which the network was told nothing.
     """
 
     process: Process
@@ -75,6 +76,13 @@ class LevelLabels:
         time = t if isinstance(t, torch.Tensor) else torch.tensor(t, dtype=torch.float64)
         ladder = torch.tensor(self.levels, dtype=torch.float64, device=time.device).log()
         level = self.process.sigma(time.double()).log()
+        steps = (ladder[:-1] - ladder[1:]) / 2.0 if len(ladder) > 1 else torch.zeros_like(ladder)
+        beyond = (level > ladder[0] + steps[0] + 1e-6) | (level < ladder[-1] - steps[-1] - 1e-6)
+        if beyond.any():
+            raise ValueError(
+                f"t = {time[beyond][0].item():.6g} has the noise {level[beyond][0].exp().item():.6g}, which is near none of the "
+                f"levels {self.levels[0]:.6g} .. {self.levels[-1]:.6g}; sample on a grid between these"
+            )
         index = (level[..., None] - ladder).abs().argmin(dim=-1).double()
         return index if isinstance(t, torch.Tensor) else index.item()
 

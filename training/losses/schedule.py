@@ -37,7 +37,7 @@ class LearnedSchedule(torch.nn.Module):
             )
         if isinstance(hidden, bool) or not isinstance(hidden, int) or hidden < 1:
             raise ValueError(f"hidden = {hidden!r} must be an int of at least 1")
-        self.hidden, self.ends = hidden, bool(ends)
+        self.hidden, self.ends, self.start = hidden, bool(ends), (float(gamma_0), float(gamma_1))
 
         def held(values: float | Tensor, trained: bool = True) -> torch.nn.Parameter:
             return torch.nn.Parameter(torch.as_tensor(values, dtype=torch.float64).clone(), requires_grad=trained)
@@ -56,9 +56,8 @@ class LearnedSchedule(torch.nn.Module):
 
     @property
     def config(self) -> dict[str, Any]:
-        """The constructor's arguments, with the ends as they are now; the rest is in the state dict."""
-        low = self.gamma_0.item()
-        return {"gamma_0": low, "gamma_1": low + self.log_span.exp().item(), "hidden": self.hidden, "ends": self.ends}
+        """The constructor's arguments; what was learned since is in the state dict."""
+        return {"gamma_0": self.start[0], "gamma_1": self.start[1], "hidden": self.hidden, "ends": self.ends}
 
     def _monotone(self, t: Tensor) -> Tensor:
         softplus = torch.nn.functional.softplus

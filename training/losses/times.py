@@ -7,7 +7,6 @@ is importance sampling, and p is chosen for a small variance.
 
 from __future__ import annotations
 
-import difflib
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
@@ -17,6 +16,7 @@ from typing import NamedTuple
 import torch
 
 from halfbridge.solvers.processes import DiscreteVP, Process
+from halfbridge.training.losses.choice import check_choice
 
 __all__ = [
     "TIMES",
@@ -25,6 +25,7 @@ __all__ = [
     "LogNormal",
     "TimeLaw",
     "Times",
+    "check_levels_exist",
     "correction",
     "draw_times",
     "sample_times",
@@ -49,8 +50,8 @@ class TimeLaw(ABC):
 
 @dataclass(frozen=True)
 class LogNormal(TimeLaw):
-    """log nu ~ N(mean, std^2), nu = sigma/alpha, at t = the time of that level: a part of the loss. Not cut at t_min or T.
-    Karras et al. 2022, table 1 (P_mean, P_std)."""
+    """log nu ~ N(mean, std^2), nu = sigma/alpha, at t = the time of that level: a part of the loss. Not cut at t_min or T,
+    so the objectives refuse it on a process that has no times beyond them. Karras et al. 2022, table 1 (P_mean, P_std)."""
 
     mean: float = -1.2
     std: float = 1.2
@@ -137,11 +138,27 @@ def draw_times(process: Process, u: torch.Tensor, times: Times = "uniform") -> D
                 f"times(u) returned shapes {shapes} for u of shape {tuple(u.shape)}; return one of each a row"
             )
         return Drawn(t, inverse)
-    if times in TIMES:
-        return TIMES[times](process, u)
-    near = difflib.get_close_matches(str(times), TIMES, n=1)
-    hint = f"did you mean {near[0]!r}?" if near else "pass one, or a function of u in (0, 1)"
-    raise ValueError(f"times = {times!r} is not one of {', '.join(map(repr, TIMES))}; {hint}")
+    check_choice("times", times, TIMES, "a function of u in (0, 1)")
+    return TIMES[times](process, u)
+
+
+def check_levels_exist(process: Process, times: Times) -> None:
+    """ValueError for a named law or a `TimeLaw` that draws noise levels which the process has at no time: some processes end
+    at T, and a DiscreteVP begins at its step 1, the first that a network is told of. Asked at u = 1e-12 and 1 - 1e-12, so
+    that an objective refuses when it is made what would end a run at a random step."""
+    if not isinstance(times, (str, TimeLaw)):
+        return
+    remedy = "pass times = 'half_log_snr', or a process that has them, such as hb.VP()"
+    try:
+        t = draw_times(process, torch.tensor([1e-12, 1.0 - 1e-12], dtype=torch.float64, device="cpu"), times).t
+    except ValueError as error:
+        raise ValueError(
+            f"times = {times!r} draws noise levels that are not in {process!r} ({error}); {remedy}"
+        ) from error
+    if isinstance(process, DiscreteVP) and not (t >= process.t_min).all():
+        raise ValueError(
+            f"times = {times!r} draws noise levels that are not in {process!r} (t = {t.min().item():.3g}, below 1); {remedy}"
+        )
 
 
 def sample_times(process: Process, u: torch.Tensor, times: Times = "uniform") -> torch.Tensor:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
@@ -11,6 +10,7 @@ from dataclasses import dataclass
 import torch
 
 from halfbridge.solvers.processes import Process
+from halfbridge.training.losses.choice import check_choice
 
 __all__ = [
     "WEIGHTINGS",
@@ -93,14 +93,15 @@ WEIGHTINGS: dict[str, Callable[[Process, torch.Tensor], torch.Tensor]] = {
     "likelihood": lambda process, t: (process.diffusion(t) / process.sigma(t)) ** 2,
     "uniform": lambda process, t: process.sigma(t) ** -2,
     "data": lambda process, t: process.nu(t) ** 2,
+    "truncated_snr": lambda process, t: (process.nu(t) ** 2).clamp(min=1.0),
     "velocity": lambda process, t: (process.alpha(t) + process.sigma(t) * process.nu(t)) ** 2,
     "min_snr": MinSNR(),
     "edm": EDMWeight(),
     "sigmoid": Sigmoid(),
 }
 """Weights on the squared error of the noise. The first three are sigma^2, g^2 and 1 on the score's (Song et al. 2021);
-"data" is 1 on the data's error (Salimans and Ho 2022's "truncated SNR" without its truncation), "velocity" 1 on the
-velocity's; the last three are `MinSNR`, `EDMWeight` and `Sigmoid` with their defaults."""
+"data" is 1 on the data's error, "truncated_snr" max(SNR, 1) there, the larger of "simple" and "data" (Salimans and Ho 2022),
+"velocity" 1 on the velocity's; the last three are `MinSNR`, `EDMWeight` and `Sigmoid` with their defaults."""
 
 
 def noise_weight(weighting: Weighting, process: Process, t: torch.Tensor) -> torch.Tensor:
@@ -109,8 +110,5 @@ def noise_weight(weighting: Weighting, process: Process, t: torch.Tensor) -> tor
         return weighting(process, t)
     if callable(weighting):
         return weighting(t)
-    if weighting in WEIGHTINGS:
-        return WEIGHTINGS[weighting](process, t)
-    near = difflib.get_close_matches(str(weighting), WEIGHTINGS, n=1)
-    hint = f"did you mean {near[0]!r}?" if near else "pass one, or a function of t"
-    raise ValueError(f"weighting = {weighting!r} is not one of {', '.join(map(repr, WEIGHTINGS))}; {hint}")
+    check_choice("weighting", weighting, WEIGHTINGS, "a function of t")
+    return WEIGHTINGS[weighting](process, t)

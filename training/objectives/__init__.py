@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import difflib
 import inspect
 from collections.abc import Callable
 from typing import Any
 
+from halfbridge.solvers.nearest import nearest
 from halfbridge.solvers.processes import Process
+from halfbridge.training.losses.choice import check_choice
 from halfbridge.training.objectives.base import Objective
 from halfbridge.training.objectives.chains import DDPM, DDPMBound, Hybrid
 from halfbridge.training.objectives.denoising import Denoising
@@ -54,17 +55,12 @@ def make(name: str, process: Process | None = None, **options: Any) -> Objective
     process: may be left out for "edm" and "ncsn", which have one of their own, and must be for a "vdm" that learns its
     schedule. ValueError, with the nearest match, for a name that is not in NAMES or an option that it does not have.
     """
-    if name not in NAMES:
-        near = difflib.get_close_matches(str(name), NAMES, n=1)
-        hint = f"; did you mean {near[0]!r}?" if near else ""
-        raise ValueError(f"objective = {name!r} is not one of {', '.join(map(repr, NAMES))}{hint}")
+    check_choice("objective", name, NAMES)
     parameters = inspect.signature(NAMES[name]).parameters
     if process is None and parameters["process"].default is inspect.Parameter.empty:
         raise ValueError(f"objective {name!r} needs a process; pass one such as hb.VP()")
     known = [option for option in parameters if option != "process"]
     for option in options:
         if option not in known:
-            near = difflib.get_close_matches(option, known, n=1)
-            hint = f"did you mean {near[0]!r}?" if near else f"it has {', '.join(known)}"
-            raise ValueError(f"objective {name!r} has no option {option!r}; {hint}")
+            raise ValueError(f"objective {name!r} has no option {option!r}; {nearest(option, known)}")
     return NAMES[name](**options) if process is None else NAMES[name](process, **options)

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
 
 import torch
 
-from halfbridge.nets.adapter import Network
+from halfbridge.nets.adapter import Labels, Network, as_field
 from halfbridge.solvers.field import Field
 from halfbridge.solvers.processes import Process
+from halfbridge.training.losses.denoising import check_predicts
 from halfbridge.training.noise import StepNoise
+from halfbridge.training.objectives.described import build_labels, check_process
 
-__all__ = ["Objective"]
+__all__ = ["Objective", "OnProcess"]
 
 
 class Objective(Protocol):
@@ -39,3 +41,24 @@ class Objective(Protocol):
 
     def field(self, net: Any, **options: Any) -> Field:
         """The trained network as a field; options as of `nets.as_field`."""
+
+
+class OnProcess:
+    """What frozen dataclasses with `process`, `predicts` and `labels` have in common."""
+
+    named_labels: ClassVar[tuple[str, ...]] = ()
+    """Labels of the objective's own, by name."""
+
+    def __post_init__(self: Any) -> None:
+        check_process(self.process)
+        check_predicts(self.predicts)
+        object.__setattr__(self, "labels", build_labels(self.labels, self.process, self.named_labels))
+
+    def to_label(self: Any) -> Labels | None:
+        """The labels as a function of the time."""
+        labels: Labels | None = self.labels
+        return labels
+
+    def field(self: Any, net: Any, **options: Any) -> Field:
+        """The trained network as a field; options as of `nets.as_field`."""
+        return as_field(net, self.process, self.predicts, **{"labels": self.to_label(), **options})

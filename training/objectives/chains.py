@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 
-from halfbridge.nets.adapter import Labels, Network, as_field
+from halfbridge.nets.adapter import Labels, Network
 from halfbridge.solvers.field import Field
 from halfbridge.solvers.processes import DiscreteVP
+from halfbridge.training.losses.choice import check_choice
 from halfbridge.training.losses.ddpm import (
+    VLB_WEIGHT,
     Variance,
-    check_process,
+    check_chain,
     check_variances,
     ddpm_elbo,
     ddpm_loss,
@@ -20,16 +23,19 @@ from halfbridge.training.losses.ddpm import (
     prior_kl,
 )
 from halfbridge.training.losses.decoders import Discretised, gaussian_nll
-from halfbridge.training.losses.denoising import check_predicts
 from halfbridge.training.losses.times import correction, draw_times
 from halfbridge.training.noise import StepNoise
-from halfbridge.training.objectives.described import DECODER, build_labels, describe_labels
+from halfbridge.training.objectives.base import OnProcess
+from halfbridge.training.objectives.described import DECODER, describe_labels
 
-__all__ = ["DDPM", "DDPMBound", "Hybrid"]
+__all__ = ["BOUND_TIMES", "DDPM", "DDPMBound", "Hybrid"]
+
+BOUND_TIMES = ("uniform", "likelihood")
+"""The laws of times whose density is known: a bound needs it."""
 
 
 @dataclass(frozen=True)
-class DDPM:
+class DDPM(OnProcess):
     """E over steps i = 1..N, all as likely, of |noise error|^2/d: `losses.ddpm_loss`. Ho et al. 2020.
 
     process: DiscreteVP. labels: as in `nets.as_field`; the default is i - 1, diffusers' timestep. ValueError for others.
@@ -40,9 +46,8 @@ class DDPM:
     labels: Labels | None = None
 
     def __post_init__(self) -> None:
-        check_process(self.process)
-        check_predicts(self.predicts)
-        object.__setattr__(self, "labels", build_labels(self.labels, self.process))
+        super().__post_init__()
+        check_chain(self.process)
 
     @property
     def config(self) -> dict[str, Any]:
@@ -56,12 +61,9 @@ class DDPM:
         i = draw_times(self.process, noise.uniform()).t.to(x0.device)
         return ddpm_loss(net, self.process, x0, i, noise.normal(), predicts=self.predicts, labels=self.labels)
 
-    def field(self, net: Any, **options: Any) -> Field:
-        return as_field(net, self.process, self.predicts, **{"labels": self.labels, **options})
-
 
 @dataclass(frozen=True)
-class DDPMBound:
+class DDPMBound(OnProcess):
     """-ELBO(x0)/d, nats a dimension, from one step of each sample: L_N plus `losses.ddpm_elbo` over the probability of its
     step, /d. Unbiased. Sohl-Dickstein et al. 2015; Ho et al. 2020.
 
@@ -82,11 +84,12 @@ class DDPMBound:
     labels: Labels | None = None
 
     def __post_init__(self) -> None:
-        check_process(self.process)
-        check_predicts(self.predicts)
-        object.__setattr__(self, "labels", build_labels(self.labels, self.process))
-        check_variances(self.process, self.variance)
-        check_times(self.times)
+        super().__post_init__()
+        check_chain(self.process)
+        values = check_variances(self.process, self.variance)
+        if values is not None:
+            object.__setattr__(self, "variance", tuple(values.tolist()))
+        check_choice("times", self.times, BOUND_TIMES)
         object.__setattr__(self, "levels", DECODER.build(self.levels))
 
     @property
@@ -95,7 +98,7 @@ class DDPMBound:
         return {
             "type": "ddpm_elbo",
             "predicts": self.predicts,
-            "variance": variance if isinstance(variance, str) else [float(v) for v in variance],
+            "variance": variance if isinstance(variance, str) else list(variance),
             "learned": self.learned,
             "times": self.times,
             "levels": DECODER.describe(self.levels),
@@ -117,33 +120,36 @@ class DDPMBound:
             labels=self.labels,
         )
         factor = torch.as_tensor(correction(self.process, inverse, integral=True)).to(term)
-        return (prior_kl(self.process, x0).to(term) + factor * term) / x0[0].numel()
+        return (prior_kl(self.process, x0).to(term) + factor * term) / math.prod(x0.shape[1:])
 
     def field(self, net: Any, **options: Any) -> Field:
-        known = {"labels": self.labels, **({"learned_variance": True} if self.learned else {})}
-        return as_field(net, self.process, self.predicts, **{**known, **options})
+        return super().field(net, **{"learned_variance": self.learned, **options})
 
 
 @dataclass(frozen=True)
-class Hybrid:
+class Hybrid(OnProcess):
     """`losses.hybrid_loss` at steps all as likely: the simple loss, and vlb_weight times the bound in nats a dimension, whose
     gradient goes to the learned variances only. The network returns 2 C channels. Nichol and Dhariwal 2021.
 
-    process: DiscreteVP. levels: as in `DDPMBound`. ValueError for others and a weight that is not positive.
+    process: DiscreteVP. levels: as in `DDPMBound`. ValueError for others and a weight that is not positive
+    and finite.
     """
 
     process: DiscreteVP
     predicts: str = "noise"
-    vlb_weight: float = 0.001
+    vlb_weight: float = VLB_WEIGHT
     levels: Discretised | None = None
     labels: Labels | None = None
 
     def __post_init__(self) -> None:
-        check_process(self.process)
-        check_predicts(self.predicts)
-        object.__setattr__(self, "labels", build_labels(self.labels, self.process))
-        if not self.vlb_weight > 0.0:
-            raise ValueError(f"vlb_weight = {self.vlb_weight!r} must be positive, or the variances learn nothing")
+        super().__post_init__()
+        check_chain(self.process)
+        if isinstance(self.vlb_weight, bool) or not isinstance(self.vlb_weight, (int, float)):
+            raise TypeError(f"vlb_weight is a {type(self.vlb_weight).__name__}; pass a number such as {VLB_WEIGHT}")
+        if not 0.0 < self.vlb_weight < math.inf:
+            raise ValueError(
+                f"vlb_weight = {self.vlb_weight!r} must be finite, and positive or the variances learn nothing"
+            )
         object.__setattr__(self, "levels", DECODER.build(self.levels))
 
     @property
@@ -170,11 +176,4 @@ class Hybrid:
         )
 
     def field(self, net: Any, **options: Any) -> Field:
-        return as_field(
-            net, self.process, self.predicts, **{"labels": self.labels, "learned_variance": True, **options}
-        )
-
-
-def check_times(times: Any) -> None:
-    if times not in ("uniform", "likelihood"):
-        raise ValueError(f"times = {times!r} is not 'uniform' or 'likelihood': a bound needs the density of its times")
+        return super().field(net, **{"learned_variance": True, **options})

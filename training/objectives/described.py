@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
-import difflib
 from collections.abc import Mapping
 from typing import Any
 
 from halfbridge.nets.adapter import Labels
+from halfbridge.solvers.nearest import nearest
 from halfbridge.solvers.processes import Process
 from halfbridge.training import labels as label_types
 from halfbridge.training.losses import (
@@ -22,8 +22,9 @@ from halfbridge.training.losses import (
     Sigmoid,
     VPLevels,
 )
+from halfbridge.training.losses.choice import check_choice
 
-__all__ = ["DECODER", "TIME_LAWS", "WEIGHTS", "Choices", "build_labels", "describe_labels"]
+__all__ = ["DECODER", "TIME_LAWS", "WEIGHTS", "Choices", "build_labels", "check_process", "describe_labels"]
 
 
 class Choices:
@@ -44,22 +45,17 @@ class Choices:
 
     def build(self, value: Any) -> Any:
         """The choice of a description; another value is returned as it is, a name if it is known. ValueError."""
-        if isinstance(value, str) and value not in self.names:
-            raise ValueError(
-                f"{self.argument} = {value!r} is not one of {_listed(self.names)}{_near(value, self.names)}"
-            )
+        if isinstance(value, str):
+            check_choice(self.argument, value, self.names)
         if not isinstance(value, Mapping):
             return value
         parameters = dict(value)
         name = parameters.pop("type", None)
-        if name not in self.kinds:
-            raise ValueError(
-                f"{self.argument}: type = {name!r} is not one of {_listed(self.kinds)}{_near(str(name), self.kinds)}"
-            )
+        check_choice(f"{self.argument}: type", name, self.kinds)
         fields = [f.name for f in dataclasses.fields(self.kinds[name])]
         for parameter in parameters:
             if parameter not in fields:
-                raise ValueError(f"{self.argument}: {name!r} has no {parameter!r}; it has {', '.join(fields)}")
+                raise ValueError(f"{self.argument}: {name!r} has no {parameter!r}; {nearest(parameter, fields)}")
         return self.kinds[name](**parameters)
 
 
@@ -75,15 +71,25 @@ def describe_labels(labels: Labels | None, process: Process | None) -> Any:
     return None if labels is None else label_types.describe(labels, process)
 
 
-def build_labels(labels: Any, process: Process | None) -> Labels | None:
-    """The labels of a description; others are returned as they are."""
-    return label_types.build(labels, process) if isinstance(labels, Mapping) else labels
+def build_labels(labels: Any, process: Process | None, names: tuple[str, ...] = ()) -> Labels | None:
+    """The labels of a description; a function, None and one of `names` are returned as they are. ValueError or TypeError for
+    others."""
+    if isinstance(labels, Mapping):
+        return label_types.build(labels, process)
+    if isinstance(labels, str) and names:
+        check_choice("labels", labels, names, "a function of t")
+    elif labels is not None and not callable(labels):
+        raise TypeError(
+            f"labels = {labels!r} is a {type(labels).__name__}; pass a function of t such as process.half_log_snr, a dict with "
+            f"a type of {', '.join(map(repr, label_types.TYPES))}, or None"
+        )
+    known: Labels | None = labels
+    return known
 
 
-def _listed(names: Mapping[str, Any]) -> str:
-    return ", ".join(map(repr, names)) or "(none: pass a mapping with a type)"
-
-
-def _near(name: str, names: Mapping[str, Any]) -> str:
-    near = difflib.get_close_matches(name, names, n=1)
-    return f"; did you mean {near[0]!r}?" if near else ""
+def check_process(process: object) -> None:
+    """TypeError for what is no process."""
+    if isinstance(process, type) and issubclass(process, Process):
+        raise TypeError(f"process is the class {process.__name__}; pass an instance, hb.{process.__name__}(...)")
+    if not isinstance(process, Process):
+        raise TypeError(f"process = {process!r} is a {type(process).__name__}; pass a process such as hb.VP()")

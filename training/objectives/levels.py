@@ -5,26 +5,27 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 
-from halfbridge.nets.adapter import Labels, Network, as_field
-from halfbridge.solvers.field import Field
+from halfbridge.nets.adapter import Labels, Network
 from halfbridge.solvers.processes import EDM, Process
-from halfbridge.training.losses.denoising import check_predicts, denoising_loss
-from halfbridge.training.losses.edm import COLUMNS
+from halfbridge.training.losses.choice import check_choice
+from halfbridge.training.losses.denoising import denoising_loss
+from halfbridge.training.losses.edm import EDM_COLUMNS
 from halfbridge.training.losses.ncsn import LevelLabels, check_levels, geometric_levels, level_times, ncsn_loss
-from halfbridge.training.losses.times import TimeLaw, draw_times
+from halfbridge.training.losses.times import TimeLaw, check_levels_exist, draw_times
 from halfbridge.training.losses.weighting import EDMWeight, Weighting
 from halfbridge.training.noise import StepNoise
-from halfbridge.training.objectives.described import TIME_LAWS, build_labels, describe_labels
+from halfbridge.training.objectives.base import OnProcess
+from halfbridge.training.objectives.described import TIME_LAWS, describe_labels
 
 __all__ = ["NCSN", "EDMDenoising"]
 
 
 @dataclass(frozen=True)
-class EDMDenoising:
+class EDMDenoising(OnProcess):
     """E over nu of w(nu) |D(x; nu) - x0|^2/d with the levels and the weight of a column of EDM's table 1. Karras et al. 2022.
 
     process     where the network lives; default hb.EDM(), whose time is nu
@@ -32,7 +33,7 @@ class EDMDenoising:
     sigma_data  standard deviation of the data, of "edm" alone; default 0.5
     times       another law of levels in the column's place, such as `losses.LogNormal(mean=-0.4, std=1.0)`
     predicts    "data" for `nets.Precondition` and other denoisers
-    ValueError for others.
+    ValueError for others, and for a process that has no time for some of the levels: a DiscreteVP ends at its step N.
     """
 
     process: Process = dataclasses.field(default_factory=EDM)
@@ -43,26 +44,29 @@ class EDMDenoising:
     labels: Labels | None = None
 
     def __post_init__(self) -> None:
-        if self.kind not in COLUMNS:
-            raise ValueError(f"kind = {self.kind!r} is not one of {', '.join(map(repr, COLUMNS))}")
+        super().__post_init__()
+        check_choice("kind", self.kind, EDM_COLUMNS)
         if self.sigma_data is not None and self.kind != "edm":
             raise ValueError(
                 f"sigma_data = {self.sigma_data!r} is not in the loss of kind = {self.kind!r}; leave it out"
             )
-        check_predicts(self.predicts)
         self.weighting  # noqa: B018  raises for a bad sigma_data
         times = TIME_LAWS.build(self.times)
         if times is not None and not isinstance(times, TimeLaw):
             raise ValueError(f"times = {times!r} must be a law of levels such as losses.LogNormal(mean=-0.4, std=1.0)")
         object.__setattr__(self, "times", times)
-        object.__setattr__(self, "labels", build_labels(self.labels, self.process))
+        check_levels_exist(self.process, self.law)
+
+    @property
+    def law(self) -> TimeLaw:
+        return self.times if isinstance(self.times, TimeLaw) else EDM_COLUMNS[self.kind][0]
 
     @property
     def weighting(self) -> Weighting:
         return (
             EDMWeight(0.5 if self.sigma_data is None else self.sigma_data)
             if self.kind == "edm"
-            else COLUMNS[self.kind][1]
+            else EDM_COLUMNS[self.kind][1]
         )
 
     @property
@@ -77,8 +81,7 @@ class EDMDenoising:
         }
 
     def __call__(self, net: Network, x0: torch.Tensor, noise: StepNoise) -> torch.Tensor:
-        law = self.times if isinstance(self.times, TimeLaw) else COLUMNS[self.kind][0]
-        t = draw_times(self.process, noise.uniform(), law).t.to(x0.device)
+        t = draw_times(self.process, noise.uniform(), self.law).t.to(x0.device)
         return denoising_loss(
             net,
             self.process,
@@ -90,12 +93,9 @@ class EDMDenoising:
             labels=self.labels,
         )
 
-    def field(self, net: Any, **options: Any) -> Field:
-        return as_field(net, self.process, self.predicts, **{"labels": self.labels, **options})
-
 
 @dataclass(frozen=True)
-class NCSN:
+class NCSN(OnProcess):
     """E over levels sigma_1 > ... > sigma_L, all as likely, of sigma_i^2 |s(x0 + sigma_i z) + z/sigma_i|^2/d: `losses.ncsn_loss`.
     Song and Ermon 2019.
 
@@ -107,6 +107,8 @@ class NCSN:
     ValueError for others.
     """
 
+    named_labels: ClassVar[tuple[str, ...]] = ("index",)
+
     process: Process = None  # type: ignore[assignment]  # EDM from the last level to the first
     levels: Sequence[float] | torch.Tensor = ()
     predicts: str = "score"
@@ -117,11 +119,8 @@ class NCSN:
         object.__setattr__(self, "levels", tuple(levels.tolist()))
         if self.process is None:
             object.__setattr__(self, "process", EDM(levels[-1].item(), levels[0].item()))  # type: ignore[unreachable]
-        check_predicts(self.predicts)
+        super().__post_init__()
         level_times(self.process, self.levels)
-        object.__setattr__(self, "labels", build_labels(self.labels, self.process))
-        if isinstance(self.labels, str) and self.labels != "index":
-            raise ValueError(f"labels = {self.labels!r} is not 'index'; pass it, a function of t, or None")
 
     @property
     def times(self) -> torch.Tensor:
@@ -142,6 +141,3 @@ class NCSN:
         return ncsn_loss(
             net, self.process, self.levels, x0, i, noise.normal(), predicts=self.predicts, labels=self.to_label()
         )
-
-    def field(self, net: Any, **options: Any) -> Field:
-        return as_field(net, self.process, self.predicts, **{"labels": self.to_label(), **options})

@@ -2,32 +2,26 @@
 
 from __future__ import annotations
 
-import dataclasses
-import difflib
 import math
-from abc import ABC, abstractmethod
-from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal, NamedTuple
+from typing import ClassVar, Literal, NamedTuple
 
 import torch
 
 from halfbridge.kernels.arguments import accumulation
 from halfbridge.kernels.hutchinson_probe import Kind, check_kind
-from halfbridge.nets.adapter import Labels, Network, as_field
-from halfbridge.solvers.field import Field
-from halfbridge.solvers.processes import Process
-from halfbridge.training.losses.denoising import check_predicts
+from halfbridge.nets.adapter import Network
+from halfbridge.training.losses.choice import check_choice
 from halfbridge.training.losses.high_order import high_order_loss
 from halfbridge.training.losses.implicit import implicit_loss
 from halfbridge.training.losses.score_function import Score, score_function
 from halfbridge.training.losses.sliced import sliced_loss
-from halfbridge.training.losses.times import Times, correction, draw_times
-from halfbridge.training.losses.weighting import Weighting, noise_weight
+from halfbridge.training.losses.times import correction, draw_times
+from halfbridge.training.losses.weighting import noise_weight
 from halfbridge.training.noise import StepNoise
-from halfbridge.training.objectives.described import TIME_LAWS, WEIGHTS, build_labels, describe_labels
+from halfbridge.training.objectives.denoising import ScoreMatching
 
-__all__ = ["HighOrder", "Implicit", "ScoreMatching", "Sliced"]
+__all__ = ["Differentiated", "HighOrder", "Implicit", "Sliced"]
 
 
 class Noised(NamedTuple):
@@ -42,58 +36,21 @@ class Noised(NamedTuple):
 
 
 @dataclass(frozen=True)
-class ScoreMatching(ABC):
-    """What the three have in common with `Denoising`, whose first fields these are: the network's prediction, stated as the
-    score, is trained at the same times with the same weights on the error of the noise, sigma^2 |score error|^2.
+class Differentiated(ScoreMatching):
+    """What the three have in common with `Denoising`: the network's prediction, stated as the score, is trained at the same
+    times with the same weights on the error of the noise, sigma^2 |score error|^2. Options beside those of `Denoising`:
 
-    predicts   what the network gives: "noise", "score", "data" or "velocity"
-    weighting  a name of `losses.WEIGHTINGS`, a `losses.Weight`, or a function of t
-    times      a name of `losses.TIMES`, a `losses.TimeLaw`, or a function of u
-    labels     as in `nets.as_field`
-    integral   as in `Denoising`
     kind       "rademacher" or "gaussian": the law of the directions, if any are drawn. A step takes the normals of draw 0 for x_t
                and those, or the signs, of draws 1, 2, ... for directions
     The network is differentiated twice (with the third order, three times), so one made by torch.compile is refused: pass it as
     it was before.
     """
 
-    name: ClassVar[str]
-
-    process: Process
-    predicts: str = "noise"
-    weighting: Weighting = "simple"
-    times: Times = "uniform"
-    labels: Labels | None = None
-    integral: bool = False
     kind: Kind = "rademacher"
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "weighting", WEIGHTS.build(self.weighting))
-        object.__setattr__(self, "times", TIME_LAWS.build(self.times))
-        object.__setattr__(self, "labels", build_labels(self.labels, self.process))
-        check_predicts(self.predicts)
-        if self.integral:
-            half = torch.full((1,), 0.5, dtype=torch.float64, device="cpu")
-            correction(self.process, draw_times(self.process, half, self.times).inverse_density, integral=True)
+        super().__post_init__()
         check_kind(self.kind)
-
-    @property
-    def config(self) -> dict[str, Any]:
-        """JSON values, without the process. ValueError where a choice is a function."""
-        described = {
-            "weighting": WEIGHTS.describe(self.weighting),
-            "times": TIME_LAWS.describe(self.times),
-            "labels": describe_labels(self.labels, self.process),
-        }
-        names = [f.name for f in dataclasses.fields(self) if f.name != "process"]
-        return {"type": self.name, **{n: described.get(n, getattr(self, n)) for n in names}}
-
-    @abstractmethod
-    def __call__(self, net: Network, x0: torch.Tensor, noise: StepNoise) -> torch.Tensor: ...
-
-    def field(self, net: Any, **options: Any) -> Field:
-        """The trained network as a field; options as of `nets.as_field`."""
-        return as_field(net, self.process, self.predicts, **{"labels": self.labels, **options})
 
     def _noised(self, net: Network, x0: torch.Tensor, noise: StepNoise) -> Noised:
         t, inverse_density = draw_times(self.process, noise.uniform(), self.times)
@@ -113,12 +70,12 @@ class ScoreMatching(ABC):
 
 
 @dataclass(frozen=True)
-class Implicit(ScoreMatching):
+class Implicit(Differentiated):
     """E over t of w(t) sigma^2 (2 tr grad s + |s|^2)/d at x_t: 2 sigma^2 w/d times `losses.implicit_loss`.
 
     Its mean is that of the objective "denoising" with the same options less a constant of the data, so it has the same minimiser
     and, in the mean, the same gradient, with more noise of its own: x_t alone is used, not the noise in it. Use it where x_t can
-    be simulated and nothing else is known, or to check a score. Hyvarinen 2005. Options beside those of `ScoreMatching`:
+    be simulated and nothing else is known, or to check a score. Hyvarinen 2005. Options beside those of `Differentiated`:
 
     divergence  "exact": d products with the Jacobian a step. "hutchinson": `probes` products, unbiased
     probes      directions a sample, for "hutchinson"
@@ -141,10 +98,10 @@ class Implicit(ScoreMatching):
 
 
 @dataclass(frozen=True)
-class Sliced(ScoreMatching):
+class Sliced(Differentiated):
     """E over t of w(t) sigma^2 (2 v^T grad s v + (v^T s)^2)/d at x_t: 2 sigma^2 w/d times `losses.sliced_loss`.
 
-    The same mean as "implicit". Song, Garg, Shi and Ermon 2019. Options beside those of `ScoreMatching`:
+    The same mean as "implicit". Song, Garg, Shi and Ermon 2019. Options beside those of `Differentiated`:
 
     variance_reduced  |s|^2 in place of (v^T s)^2: the objective "implicit" with divergence="hutchinson"
     probes            directions a sample
@@ -167,10 +124,10 @@ class Sliced(ScoreMatching):
 
 
 @dataclass(frozen=True)
-class HighOrder(ScoreMatching):
+class HighOrder(Differentiated):
     """E over t of w(t) (J1 + lambda1 (J2 + J2tr) + lambda2 J3)/d: w/d times `losses.high_order_loss`; with both lambdas 0 the
     objective "denoising". It bounds the KL of the probability flow, which the first order alone does not. Lu et al. 2022 (ICML).
-    Options beside those of `ScoreMatching`:
+    Options beside those of `Differentiated`:
 
     lambda1    default 1/d, as in the authors' code; 0 leaves the second order out
     lambda2    default 1/d^2, as there; 0 leaves the third order out
@@ -203,14 +160,6 @@ class HighOrder(ScoreMatching):
             lambda2=1.0 / d**2 if self.lambda2 is None else self.lambda2,
         )
         return loss * weight.to(x.dtype)
-
-
-def check_choice(name: str, value: object, choices: Sequence[str]) -> None:
-    """Refuse what is none of `choices`."""
-    if value not in choices:
-        near = difflib.get_close_matches(str(value), choices, n=1)
-        hint = f"; did you mean {near[0]!r}?" if near else ""
-        raise ValueError(f"{name} = {value!r} is not one of {', '.join(map(repr, choices))}{hint}")
 
 
 def check_probes(probes: object) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -9,16 +10,17 @@ import torch
 
 from halfbridge.nets.adapter import Labels, Network, as_field
 from halfbridge.solvers.field import Field
-from halfbridge.solvers.processes import Process
+from halfbridge.solvers.processes import DiscreteVP, Process
+from halfbridge.training.losses.choice import check_choice
 from halfbridge.training.losses.ddpm import prior_kl
 from halfbridge.training.losses.decoders import Discretised
 from halfbridge.training.losses.denoising import check_predicts
 from halfbridge.training.losses.schedule import LearnedSchedule
 from halfbridge.training.losses.times import correction, draw_times
-from halfbridge.training.losses.vdm import learned_vdm_loss, reconstruction, vdm_discrete_loss, vdm_loss
+from halfbridge.training.losses.vdm import INTERIORS, learned_vdm_loss, reconstruction, vdm_discrete_loss, vdm_loss
 from halfbridge.training.noise import StepNoise
-from halfbridge.training.objectives.chains import check_times
-from halfbridge.training.objectives.described import DECODER, build_labels, describe_labels
+from halfbridge.training.objectives.chains import BOUND_TIMES
+from halfbridge.training.objectives.described import DECODER, build_labels, check_process, describe_labels
 
 __all__ = ["VDM", "VDMDiscrete"]
 
@@ -39,6 +41,8 @@ class Variational(torch.nn.Module):
             raise ValueError(
                 f"process = {process!r} and schedule = {schedule!r}: pass a process, or a LearnedSchedule to train one"
             )
+        if process is not None:
+            check_process(process)
         check_predicts(predicts)
         self.schedule = LearnedSchedule(**schedule) if isinstance(schedule, Mapping) else schedule
         self.given, self.predicts, self.labels = process, predicts, build_labels(labels, process)
@@ -65,11 +69,10 @@ class Variational(torch.nn.Module):
         """The labels given; without, lambda(t) for a learned schedule, and the default of `nets.as_field` else."""
         return self.process.half_log_snr if self.labels is None and self.schedule is not None else self.labels
 
-    def bound(self, x0: torch.Tensor, noise: StepNoise, diffusion: torch.Tensor) -> torch.Tensor:
+    def bound(self, x0: torch.Tensor, diffusion: torch.Tensor) -> torch.Tensor:
         process = self.process
-        z = x0 if self.levels is None else noise.normal(1)
-        ends = prior_kl(process, x0) + reconstruction(process, x0, z, self.levels)
-        return (ends.to(diffusion) + diffusion) / x0[0].numel()
+        ends = prior_kl(process, x0) + reconstruction(process, x0, self.levels)
+        return (ends.to(diffusion) + diffusion) / math.prod(x0.shape[1:])
 
     def field(self, net: Any, **options: Any) -> Field:
         return as_field(net, self.process, self.predicts, **{"labels": self.to_label(), **options})
@@ -79,7 +82,7 @@ class VDM(Variational):
     """-VLB(x0)/d, nats a dimension, in infinitely many steps: `losses.vdm_loss` at one time of each sample over its density,
     `losses.prior_kl` and `losses.reconstruction`. Kingma et al. 2021.
 
-    process    the process, or None with
+    process    the process, in continuous time, or None with
     schedule   a `losses.LearnedSchedule`, or its config: trained with the network (pass `objective.parameters()` to the
                optimiser, save `objective.state_dict()`). Labels are then lambda(t) unless given
     levels     None: x0 has the density N(z_s/alpha, (sigma/alpha)^2 I) given z_s, s = t_min; `losses.Discretised(...)` for
@@ -101,13 +104,17 @@ class VDM(Variational):
         labels: Labels | None = None,
     ) -> None:
         super().__init__(process, predicts, schedule, levels, labels)
-        check_times(times)
+        if isinstance(process, DiscreteVP):
+            raise ValueError(
+                f"process = {process!r} has steps, and a sum over them is not the integral that bounds -log p; pass the "
+                f"objective 'vdm_discrete' with steps = {process.T - 1.0:g}, or 'ddpm_elbo'"
+            )
+        check_choice("times", times, BOUND_TIMES)
         if schedule is not None and times != "uniform":
             raise ValueError(
                 f"times = {times!r}: a learned schedule finds its own law of levels; pass times = 'uniform'"
             )
-        if interior not in ("variance", "bound"):
-            raise ValueError(f"interior = {interior!r} is not one of 'variance', 'bound'")
+        check_choice("interior", interior, INTERIORS)
         self.times, self.interior = times, interior
 
     @property
@@ -125,13 +132,17 @@ class VDM(Variational):
                 net, self.schedule, x0, t, z, predicts=self.predicts, labels=self.labels, interior=self.interior
             )
         factor = torch.as_tensor(correction(process, inverse, integral=True)).to(loss)
-        return self.bound(x0, noise, factor * loss)
+        return self.bound(x0, factor * loss)
 
 
 class VDMDiscrete(Variational):
     """-VLB(x0)/d, nats a dimension, in `steps` steps evenly spaced on [t_min, T]: `losses.vdm_discrete_loss` at one step of
     each sample times `steps`, and the rest of `VDM`. A learned schedule is trained on the bound throughout. Kingma et al.
     2021, section 4.
+
+    process    the process, or None with a schedule. The gap to `VDM`'s bound falls as 1/steps, from a height that depends on how
+               even lambda is in t. For Gaussian data of variance 1/4 and 1000 steps, nats a dimension: VP 0.44, Brownian 0.28,
+               VE 48, EDM 815, so take `VDM` for these two. On a DiscreteVP, steps = N - 1 are its own, 2 .. N
     """
 
     def __init__(
@@ -165,4 +176,4 @@ class VDMDiscrete(Variational):
             predicts=self.predicts,
             labels=self.to_label(),
         )
-        return self.bound(x0, noise, self.steps * loss)
+        return self.bound(x0, self.steps * loss)
