@@ -112,7 +112,7 @@ def test_the_loss_gives_the_network_the_same_labels_as_a_field_does():
         ({"z": torch.zeros(3, 2)}, r"z. has shape \(3, 2\)"),
         ({"t": torch.tensor(0.5)}, r"t has shape \(\)"),
         ({"predicts": "nois"}, "'nois'"),
-        ({"weighting": "snr"}, "'snr'.*'simple', 'likelihood', 'uniform'"),
+        ({"weighting": "snr"}, "'snr' is no known name.*did you mean 'min_snr'"),
         ({"net": lambda x, t: x[:, :1]}, r"\(4, 1\) for x of shape \(4, 2\)"),
     ],
 )

@@ -6,6 +6,7 @@ import pytest
 import torch
 from exact_moments import STEPS, crooked, every_time, exact_sample, quadrature
 from small_training import network
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import halfbridge as hb
 from halfbridge.nets import MLP
@@ -146,6 +147,33 @@ def test_the_field_tells_the_network_the_labels_of_training_and_predicts_the_sam
         assert min(labels) - margin <= trained.min().item()
         assert trained.max().item() <= max(labels) + margin
     assert (labels[0] < labels[-1]) == (case not in FALLING)
+
+
+class Reads(TorchDispatchMode):
+    """Counts the numbers that the host asks tensors for: on a GPU it waits for each."""
+
+    def __init__(self, monkeypatch):
+        super().__init__()
+        self.count, tolist = 0, torch.Tensor.tolist
+        monkeypatch.setattr(torch.Tensor, "tolist", lambda x: (setattr(self, "count", self.count + 1), tolist(x))[1])
+
+    def __torch_dispatch__(self, function, types, arguments=(), options=None):
+        self.count += "_local_scalar_dense" in str(function)
+        return function(*arguments, **(options or {}))
+
+
+@pytest.mark.parametrize(
+    "objective",
+    [objectives.Denoising(VP), objectives.DDPMBound(STEPS, times="likelihood"), objectives.Hybrid(STEPS)],
+    ids=lambda o: type(o).__name__,
+)
+def test_a_step_looks_at_its_times_once(monkeypatch, objective):
+    x0 = states(8)
+    noise = Given(StepNoise(0, 0, 8, x0).uniform(), x0.flip(0))
+    net = net_of("hybrid" if isinstance(objective, objectives.Hybrid) else "ddpm")
+    with Reads(monkeypatch) as reads:
+        objective(net, x0, noise)
+    assert reads.count == 1
 
 
 def over(objective, net, x0, z, u, weights):

@@ -94,11 +94,22 @@ def test_labels_that_are_functions_are_refused(known):
 
 
 @pytest.mark.parametrize(
-    "written", [{"type": "scale"}, {"type": "steps"}, {"type": "scaled", "factor": 2.0, "n": 1}, {}]
+    ("written", "message"),
+    [
+        ({"type": "scale"}, "type = 'scale' is unknown; did you mean 'scaled'"),
+        ({"type": "steps"}, "'steps' lacks 'n'"),
+        ({"type": "scaled", "factor": 2.0, "n": 1}, "'scaled' has no 'n'; there are 'factor'"),
+        ({}, "type = None is unknown; there are 'half_log_snr', 'scaled', 'steps'"),
+    ],
 )
-def test_labels_of_no_known_type_are_refused(written):
-    with pytest.raises(ValueError, match="none of half_log_snr, scaled, steps"):
+def test_labels_of_no_known_type_are_refused(written, message):
+    with pytest.raises(ValueError, match=message):
         labels.build(written, P)
+
+
+def test_labels_of_a_process_need_one():
+    with pytest.raises(ValueError, match="'half_log_snr' needs a process"):
+        labels.build({"type": "half_log_snr"}, None)
 
 
 def test_what_cannot_be_written_down_leaves_its_type():

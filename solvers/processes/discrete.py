@@ -59,7 +59,7 @@ class DiscreteVP(BetaClock):
         if isinstance(t, Tensor):
             k = (t.detach().ceil().long() - 1).clamp(min=0)
             rates, ticks = self._on(t.device)
-            return k, ticks[k], rates[k]
+            return k, ticks.take(k), rates.take(k)  # not ticks[k], which reads a k of shape ()
         j = max(math.ceil(t) - 1, 0)
         return j, self._ticks[j], self._rates[j]
 
@@ -82,7 +82,7 @@ class DiscreteVP(BetaClock):
         if isinstance(B, Tensor):
             rates, ticks = self._on(B.device)
             k = (torch.searchsorted(ticks, B.detach().contiguous()) - 1).clamp(0, len(self._rates) - 1)
-            t = k + (B - ticks[k]) / rates[k]
+            t = k + (B - ticks.take(k)) / rates.take(k)
             return torch.where(t > self.T, self.T + (t - t.detach()), t)
         j = min(max(bisect_left(self._ticks, B) - 1, 0), len(self._rates) - 1)
         return min(j + (B - self._ticks[j]) / self._rates[j], self.T)

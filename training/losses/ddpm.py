@@ -65,10 +65,10 @@ def prior_kl(process: Process, x0: torch.Tensor) -> torch.Tensor:
     reach the end of a learned schedule."""
     end = torch.tensor(process.T, dtype=torch.float64, device=x0.device)
     prior = process.prior_std
-    log_ratio = 2.0 * (process.sigma(end) / prior).log()
+    log_ratio = 2.0 * (process._sigma(end) / prior).log()
     square = x0.double().flatten(1).square().sum(dim=1)
     d = math.prod(x0.shape[1:])
-    return 0.5 * (square * (process.alpha(end) / prior) ** 2 + d * (torch.expm1(log_ratio) - log_ratio))
+    return 0.5 * (square * (process._alpha(end) / prior) ** 2 + d * (torch.expm1(log_ratio) - log_ratio))
 
 
 def ddpm_elbo(
@@ -190,7 +190,8 @@ class _Chain:
         # L_0 in all rows, since looking for those of the step 1 waits for a GPU; in others it is that of a mean at x0
         x0 = self.x0.to(self.work)
         mean = x0 - torch.where(self.first, (self.sigma / self.alpha).to(self.work) * noise_error, 0.0)
-        return torch.where(self.first.flatten(), decoder(x0, mean, log_variance.to(self.work)), terms)
+        last: torch.Tensor = decoder(x0, mean, log_variance.to(self.work))
+        return torch.where(self.first.flatten(), last, terms)
 
 
 def check_chain(process: Process) -> None:

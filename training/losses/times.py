@@ -97,13 +97,13 @@ def likelihood(process: Process, u: torch.Tensor) -> Drawn:
     same law of whole steps. Song et al. 2021b, section 5."""
     if isinstance(process, DiscreteVP):
         steps = torch.arange(1.0, process.T + 1.0, dtype=torch.float64, device=u.device)
-        rate = (process.diffusion(steps) / process.sigma(steps)) ** 2
+        rate = (process._diffusion(steps) / process._sigma(steps)) ** 2
         p = rate / rate.sum()
         k = torch.searchsorted(p.cumsum(0), u, right=True).clamp(max=len(p) - 1)
         return Drawn(steps[k], 1.0 / p[k])
     t = half_log_snr(process, u).t
     total = 2.0 * (process.half_log_snr(process.t_min) - process.half_log_snr(process.T))
-    return Drawn(t, total * (process.sigma(t) / process.diffusion(t)) ** 2)
+    return Drawn(t, total * (process._sigma(t) / process._diffusion(t)) ** 2)
 
 
 Times = str | TimeLaw | Callable[[torch.Tensor], torch.Tensor | tuple[torch.Tensor, torch.Tensor]]
