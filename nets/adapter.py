@@ -9,10 +9,10 @@ import torch
 
 from halfbridge.nets.guidance import guided
 from halfbridge.nets.labels import Labels, default_labels, network_labels
-from halfbridge.solvers.field import Field, FieldOutputError, check_output
-from halfbridge.solvers.processes import Process
+from halfbridge.solvers.field import PREDICTIONS, Field, FieldOutputError, check_output
+from halfbridge.solvers.processes import EDM, Process
 
-__all__ = ["Labels", "Network", "as_field", "default_labels", "first_half", "network_labels"]
+__all__ = ["Labels", "Network", "as_field", "check_prediction", "default_labels", "first_half", "network_labels"]
 
 Network = Callable[..., torch.Tensor]
 """net(x, label) -> like x; x of shape (batch, *shape), label of shape (batch,). With classes: net(x, label, classes)."""
@@ -21,7 +21,7 @@ Network = Callable[..., torch.Tensor]
 def as_field(
     net: Network,
     process: Process,
-    predicts: str = "noise",
+    predicts: str | None = None,
     *,
     labels: Labels | None = None,
     learned_variance: bool = False,
@@ -33,7 +33,8 @@ def as_field(
     net: called with x of shape (batch, *shape) and the label as a (batch,) tensor in the state's dtype (float32 for
     half states) on its device; returns a tensor like x. A module is used as it is: put it in eval mode first, and
     sample under `torch.no_grad()` unless gradients are wanted.
-    predicts: "noise", "score", "data" or "velocity".
+    predicts: "noise", "score", "data" or "velocity". None: what the network says of itself, as a `Precondition` says "data",
+    else "noise" (see `check_prediction`).
     labels: from time to the network's label, a function of a float; default: see `default_labels`. A network that was
     trained on the log-SNR takes `labels=process.half_log_snr`; `nets.labels` has `scaled` (time times a factor) and `steps`
     (the nearest of n timesteps, as int64).
@@ -47,10 +48,12 @@ def as_field(
 
     Raises FieldOutputError, a ValueError, when the network's output has another shape, dtype or device than x, and
     ValueError when a module fails on a state of a dtype that none of its floating parameters has, for classes that the
-    network does not have, and for an x of another number of rows than classes.
+    network does not have, for an x of another number of rows than classes, and where the network says that it predicts
+    something else, under another process or by the time itself.
     """
     if not callable(net):
         raise TypeError(f"net must be callable as net(x, t), got {type(net).__name__}")
+    predicts = check_prediction(net, process, predicts, labels)
     to_label = default_labels(process) if labels is None else labels
     call = guided(net, classes, guidance)
 
@@ -67,6 +70,33 @@ def as_field(
         return out
 
     return Field(process, field, predicts)
+
+
+def check_prediction(
+    net: Network, process: Process, predicts: str | None = None, labels: Labels | None = None
+) -> str:
+    """`predicts`, or where that is None `net.predicts`, or "noise" where the network says nothing.
+
+    A network says it by an attribute `predicts`, one of the four. With an attribute `process` besides, it takes the states of
+    that process (None: of hb.EDM, with any limits) and its default labels. ValueError where predicts, process or labels
+    say otherwise: the numbers would be those of another problem.
+    """
+    own = getattr(net, "predicts", None)
+    if own not in PREDICTIONS:
+        return "noise" if predicts is None else predicts
+    who = f"the network {type(net).__name__}"
+    if predicts not in (None, own):
+        raise ValueError(f"predicts = {predicts!r}, but {who} predicts {own!r}; pass predicts={own!r}")
+    made_for = getattr(net, "process", process)
+    same = made_for == process or (isinstance(process, EDM) and isinstance(made_for, EDM | None))
+    if isinstance(process, Process) and not same:
+        known = "hb.EDM, whose time is the noise level (it has process = None)" if made_for is None else repr(made_for)
+        raise ValueError(
+            f"process = {process!r}, but {who} takes states of {known}; pass that, or make the network with process="
+        )
+    if labels is not None and hasattr(net, "process"):
+        raise ValueError(f"labels are given, but {who} finds its own from the default ones; leave labels out")
+    return str(own)
 
 
 def first_half(out: Any, x: torch.Tensor) -> torch.Tensor:

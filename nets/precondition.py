@@ -24,7 +24,7 @@ __all__ = ["Precondition"]
 class Precondition(torch.nn.Module):
     """The denoiser D(x; nu) = c_skip x + c_out net(c_in x, c_noise) at the noise level nu (Karras et al. 2022, eq. 7).
 
-    It predicts "data". The four scalings are a column of the paper's table 1, with its constants as keywords:
+    It predicts "data" (`as_field` and the objectives refuse to use it as anything else). The four scalings are a column of the paper's table 1, with its constants as keywords:
 
         kind      c_skip      c_out          c_in              c_noise                     constants
         "edm"     d^2/s^2     nu d/s         1/s               ln(nu)/4                    sigma_data = d = 0.5
@@ -36,8 +36,9 @@ class Precondition(torch.nn.Module):
 
     process: None, and then `net(x, t)` of this module takes t = nu and a state of alpha = 1: the time and the state of
     hb.EDM. Or a linear process, and then x is its state and t its label, D(x / alpha(t); nu(t)), since every linear process is a
-    rescaled one of alpha = 1: `as_field(Precondition(net, kind, process=process), process, "data")` is right for any of
-    them. The label is the default one: t itself, and the step minus 1 for DiscreteVP.
+    rescaled one of alpha = 1: `as_field(Precondition(net, kind, process=process), process)` is right for any of
+    them. The label is the default one: t itself, and the step minus 1 for DiscreteVP; `as_field` refuses another process
+    and other labels.
 
     net: called with a state like x and labels (batch,), float64 for float64 states, else float32 (integers of "iddpm" too,
     as floats), and with the classes where they are given; returns x's shape in any floating dtype, as under autocast. With
@@ -49,6 +50,8 @@ class Precondition(torch.nn.Module):
 
     ValueError for an unknown kind, constants that the kind does not have or that are out of range, and shapes that disagree.
     """
+
+    predicts = "data"
 
     def __init__(
         self,

@@ -10,8 +10,9 @@ from gaussians import covariances, random, tensor
 
 import halfbridge as hb
 from halfbridge.nets import EMA, as_field
+from halfbridge.nets.adapter import check_prediction
 from halfbridge.nets.columns import COLUMNS, iddpm_levels
-from halfbridge.nets.labels import scaled
+from halfbridge.nets.labels import scaled, steps
 from halfbridge.nets.precondition import Precondition
 
 KINDS = list(COLUMNS)
@@ -196,6 +197,26 @@ def test_a_denoiser_samples_and_has_likelihoods_as_any_field():
     x = random(2, 3)
     trace = hb.divergence(lambda x: field.data(0.4, x), x).trace
     assert torch.allclose(trace, hb.divergence(lambda x: GAUSSIAN.field(process).data(0.4, x), x).trace, atol=1e-10)
+
+
+def test_a_denoiser_is_read_as_what_it_says_and_refused_as_anything_else():
+    pre, vp, x = Precondition(Wavy(), process=hb.VP()), hb.VP(), random(2, 3)
+    assert as_field(pre, vp).predicts == "data"
+    assert torch.equal(as_field(pre, vp).data(0.5, x), as_field(pre, vp, "data").data(0.5, x))
+    level = Precondition(Wavy())
+    for net in (level, Precondition(Wavy(), process=hb.EDM())):
+        assert as_field(net, hb.EDM(0.01, 20.0)).predicts == "data"  # the limits are not in what it computes
+    assert as_field(Wavy(), vp).predicts == "noise"
+    for predicts in ("noise", "score", "velocity"):
+        with pytest.raises(ValueError, match=f"predicts = '{predicts}', but the network Precondition predicts 'data'"):
+            as_field(pre, vp, predicts)
+    for net, process in ((pre, hb.EDM()), (pre, hb.VP(0.2)), (level, vp), (level, hb.VE())):
+        with pytest.raises(ValueError, match=r"process = \w+.*, but the network Precondition takes states of "):
+            as_field(net, process, "data")
+    with pytest.raises(ValueError, match="labels are given, .*leave labels out"):
+        as_field(pre, vp, "data", labels=steps(vp, 1000))
+    assert check_prediction(pre, vp) == "data"
+    assert check_prediction(Wavy(), vp, "score", labels=scaled(2.0)) == "score"
 
 
 class Configured(torch.nn.Module):
