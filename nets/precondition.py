@@ -24,7 +24,8 @@ __all__ = ["Precondition"]
 class Precondition(torch.nn.Module):
     """The denoiser D(x; nu) = c_skip x + c_out net(c_in x, c_noise) at the noise level nu (Karras et al. 2022, eq. 7).
 
-    It predicts "data" (`as_field` and the objectives refuse to use it as anything else). The four scalings are a column of the paper's table 1, with its constants as keywords:
+    It predicts "data", and `as_field` refuses to read it as anything else. The four scalings are a column of the paper's
+    table 1, with its constants as keywords:
 
         kind      c_skip      c_out          c_in              c_noise                     constants
         "edm"     d^2/s^2     nu d/s         1/s               ln(nu)/4                    sigma_data = d = 0.5

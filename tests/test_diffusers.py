@@ -265,3 +265,15 @@ def test_what_is_no_model_or_scheduler_is_refused(model):
         diffusers_field(model)
     with pytest.raises(ValueError, match="takes 3 channels and returns 4"):
         diffusers_field(tiny(out_channels=4), DDPMScheduler(N))
+
+
+def test_a_model_with_attention_has_divergences_in_forward_mode():
+    """Its maps are not contiguous after attention, and torch's forward-mode rule of group norm refuses such."""
+    blocks = {"down_block_types": ("DownBlock2D", "AttnDownBlock2D"), "up_block_types": ("AttnUpBlock2D", "UpBlock2D")}
+    field = diffusers_field(tiny(add_attention=True, **blocks).double(), DDPMScheduler(N))
+    x = states()[:1].double()
+    forward, reverse = (
+        hb.divergence(lambda x: field.noise(7.0, x), x, hb.Hutchinson(2, mode=mode)).trace
+        for mode in ("forward", "reverse")
+    )
+    assert torch.allclose(forward, reverse, rtol=1e-10)

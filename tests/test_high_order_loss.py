@@ -229,6 +229,17 @@ def test_an_affine_score_has_no_third_derivative_whatever_its_parameters_ask_for
         torch.testing.assert_close(terms.third, zero, rtol=1e-12, atol=0.0)
 
 
+class Called(torch.nn.Module):
+    """A function of maps (batch, 1, 4), of rows (batch, 4)."""
+
+    def __init__(self, f):
+        super().__init__()
+        self.f = f
+
+    def forward(self, x):
+        return self.f(x[:, None])[:, 0]
+
+
 NORMS = {
     "layer norm": torch.nn.LayerNorm(4, dtype=F64),
     "layer norm of two axes": torch.nn.Sequential(
@@ -237,6 +248,11 @@ NORMS = {
     "instance norm": torch.nn.Sequential(
         torch.nn.Unflatten(1, (1, 4)), torch.nn.InstanceNorm1d(1, affine=True, dtype=F64), torch.nn.Flatten()
     ),
+    "instance norm in train mode with running statistics": Called(
+        torch.nn.InstanceNorm1d(1, track_running_stats=True, dtype=F64).train()
+    ),
+    "torch.instance_norm": Called(lambda x: torch.instance_norm(x, None, None, None, None, True, 0.1, 1e-5, True)),
+    "torch.native_layer_norm": Called(lambda x: torch.native_layer_norm(x, (4,), None, None, 1e-5)[0]),
     "group norm": torch.nn.GroupNorm(2, 4, dtype=F64),
 }
 
@@ -272,6 +288,20 @@ def test_the_third_order_trains_networks_with_norms_by_the_right_gradient(norm):
     torch.testing.assert_close(loss(w), with_lower_orders_held(w), rtol=1e-10, atol=1e-10)
     got, want = (torch.autograd.grad(f(w).sum(), w)[0] for f in (loss, with_lower_orders_held))
     torch.testing.assert_close(got, want, rtol=1e-9, atol=1e-10)
+
+
+def test_running_statistics_and_moments_are_those_of_torch():
+    """Whatever the form in which the norm itself is evaluated."""
+    x, found, wanted = randn(5, 3, 4), *(torch.nn.InstanceNorm1d(3, track_running_stats=True, dtype=F64) for _ in "ab")
+    with exact_derivatives():
+        value, moments = found(x), torch.native_layer_norm(x, (3, 4), None, None, 1e-5)
+    torch.testing.assert_close(value, wanted(x), rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(found.state_dict(), wanted.state_dict(), rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(moments, torch.native_layer_norm(x, (3, 4), None, None, 1e-5), rtol=1e-12, atol=1e-12)
+    for mode in (torch.nn.InstanceNorm1d.train, torch.nn.InstanceNorm1d.eval):
+        with exact_derivatives():
+            product = torch.func.jvp(mode(found), (x,), (x,))
+        torch.testing.assert_close(product, torch.func.jvp(mode(wanted), (x,), (x,)), rtol=1e-11, atol=1e-12)
 
 
 @pytest.mark.parametrize("projected", [True, False])

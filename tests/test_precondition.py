@@ -208,12 +208,12 @@ def test_a_denoiser_is_read_as_what_it_says_and_refused_as_anything_else():
         assert as_field(net, hb.EDM(0.01, 20.0)).predicts == "data"  # the limits are not in what it computes
     assert as_field(Wavy(), vp).predicts == "noise"
     for predicts in ("noise", "score", "velocity"):
-        with pytest.raises(ValueError, match=f"predicts = '{predicts}', but the network Precondition predicts 'data'"):
+        with pytest.raises(ValueError, match=rf"predicts = '{predicts}', but the network Precondition predicts 'data'"):
             as_field(pre, vp, predicts)
     for net, process in ((pre, hb.EDM()), (pre, hb.VP(0.2)), (level, vp), (level, hb.VE())):
         with pytest.raises(ValueError, match=r"process = \w+.*, but the network Precondition takes states of "):
             as_field(net, process, "data")
-    with pytest.raises(ValueError, match="labels are given, .*leave labels out"):
+    with pytest.raises(ValueError, match=r"labels are given, .*leave labels out"):
         as_field(pre, vp, "data", labels=steps(vp, 1000))
     assert check_prediction(pre, vp) == "data"
     assert check_prediction(Wavy(), vp, "score", labels=scaled(2.0)) == "score"

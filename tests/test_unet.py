@@ -350,6 +350,18 @@ def test_channels_last_changes_nothing_but_the_layout():
     assert torch.allclose(last, plain, rtol=1e-4, atol=1e-5)
 
 
+def test_forward_mode_takes_maps_in_channels_last():
+    """torch's forward-mode rule of group norm refuses them: in `exact_derivatives` it sees contiguous ones."""
+    net, x = small((2, 8, 8), attention=(4,)), drawn(2, 2, 8, 8)
+    for method in (hb.Hutchinson(3, mode="forward"), hb.HutchPP(6, mode="forward")):  # probes one by one and together
+        field = as_field(net.to(memory_format=torch.contiguous_format), hb.VP())
+        wanted = hb.divergence(lambda x, field=field: field.noise(0.4, x), x, method).trace
+        field = as_field(net.to(memory_format=torch.channels_last), hb.VP())
+        for state in (x, x.to(memory_format=torch.channels_last)):
+            found = hb.divergence(lambda x, field=field: field.noise(0.4, x), state, method).trace
+            assert torch.allclose(found, wanted, rtol=1e-10)
+
+
 def test_the_whole_network_is_one_graph():
     net = small((1, 8, 8), classes=2, time="log_snr", process=hb.VP())
     x, t, c = drawn(2, 1, 8, 8), torch.tensor([0.1, 0.4]).double(), torch.tensor([0, -1])
