@@ -10,6 +10,7 @@ import torch
 
 from halfbridge.nets.classes import ClassEmbedding
 from halfbridge.nets.embedding import described_time, embedding_of
+from halfbridge.nets.sizes import flag, whole, whole_numbers
 from halfbridge.solvers.processes import Process
 
 __all__ = ["MLP"]
@@ -43,9 +44,13 @@ class MLP(torch.nn.Module):
     or a module from (batch,) to (batch, features) with an attribute `features`. It is computed in the label's dtype and
     rounded to the weights': x has their dtype (any floating one), t need not.
 
-    The last layer starts at zero, so an untrained network returns zero. `parameter_count` of MLP(2): 922 370; of
-    MLP(2, hidden=64, depth=2): 41 922. Raises ValueError for sizes that are not positive, an unknown `time`, and
-    an x whose events are not of `shape`.
+    learned_variance: return (batch, 2 n, ...) for events of shape (n, ...), first the prediction and then what parametrises
+    a variance, as the objectives "hybrid" and "ddpm_elbo" with learned=True train it (Nichol and Dhariwal 2021);
+    `as_field(..., learned_variance=True)` takes the prediction.
+
+    The last layer starts at zero, so an untrained network returns zero. `parameter_count` of MLP(2): 922 370, with
+    learned_variance 922 884; of MLP(2, hidden=64, depth=2): 41 922. Raises ValueError for sizes that are not positive, an
+    unknown `time`, and an x whose events are not of `shape`; TypeError for sizes that are not whole numbers.
     """
 
     def __init__(
@@ -55,19 +60,22 @@ class MLP(torch.nn.Module):
         hidden: int = 256,
         depth: int = 3,
         classes: int = 0,
+        learned_variance: bool = False,
         time: str | torch.nn.Module = "sinusoidal",
         process: Process | Mapping[str, Any] | None = None,
     ) -> None:
         super().__init__()
-        self.shape = (shape,) if isinstance(shape, int) else tuple(int(n) for n in shape)
+        self.shape = (shape,) if isinstance(shape, int) else whole_numbers("shape", shape)
         if not self.shape or min(self.shape) < 1:
             raise ValueError(
                 f"shape = {self.shape} must hold positive sizes: the shape of one event, without the batch"
             )
+        hidden, depth = whole("hidden", hidden), whole("depth", depth)
         if hidden < 2 or hidden % 2:
             raise ValueError(f"hidden = {hidden} must be an even number, at least 2")
         if depth < 1:
             raise ValueError(f"depth = {depth} must be at least 1")
+        self.learned_variance = flag("learned_variance", learned_variance)
         size = math.prod(self.shape)
         self.hidden, self.depth, self._time_argument = hidden, depth, time if isinstance(time, str) else None
         self.time = embedding_of(time, hidden, process)
@@ -76,10 +84,10 @@ class MLP(torch.nn.Module):
             torch.nn.SiLU(),
             torch.nn.Linear(hidden, hidden),
         )
-        self.class_embedding = ClassEmbedding(classes, hidden)
+        self.class_embedding = ClassEmbedding(whole("classes", classes), hidden)
         self.first = torch.nn.Linear(size, hidden)
         self.blocks = torch.nn.ModuleList(_Block(hidden) for _ in range(depth))
-        self.last = torch.nn.Linear(hidden, size)
+        self.last = torch.nn.Linear(hidden, size * (1 + self.learned_variance))
         torch.nn.init.zeros_(self.last.weight)
         torch.nn.init.zeros_(self.last.bias)
 
@@ -91,7 +99,13 @@ class MLP(torch.nn.Module):
     @property
     def config(self) -> dict[str, Any]:
         """The constructor's arguments in JSON values. ValueError if `time` is a module or `process` has no description."""
-        arguments = {"shape": list(self.shape), "hidden": self.hidden, "depth": self.depth, "classes": self.classes}
+        arguments = {
+            "shape": list(self.shape),
+            "hidden": self.hidden,
+            "depth": self.depth,
+            "classes": self.classes,
+            "learned_variance": self.learned_variance,
+        }
         return arguments | described_time(self._time_argument, self.time)
 
     @property
@@ -110,7 +124,8 @@ class MLP(torch.nn.Module):
         for block in self.blocks:
             h = block(h, time)
         out: torch.Tensor = self.last(torch.nn.functional.silu(h))
-        return out.to(x.dtype).view_as(x)  # under autocast it is in another
+        n, *rest = self.shape
+        return out.to(x.dtype).view(len(x), n * (1 + self.learned_variance), *rest)  # autocast has another dtype
 
     def extra_repr(self) -> str:
         return f"{self.parameter_count} parameters"

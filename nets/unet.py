@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import operator
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -10,6 +9,7 @@ import torch
 
 from halfbridge.nets.classes import ClassEmbedding
 from halfbridge.nets.embedding import described_time, embedding_of
+from halfbridge.nets.sizes import flag, whole, whole_numbers
 from halfbridge.nets.unet_blocks import AttentionBlock, ResidualBlock, group_norm, zeroed
 from halfbridge.solvers.processes import Process
 
@@ -57,9 +57,12 @@ class UNet(torch.nn.Module):
     "fourier", "log_snr" for lambda = process.half_log_snr (give `process`; t is what `default_labels` makes of the time),
     or a module from (batch,) to (batch, features) with an attribute `features`. It is computed in the label's dtype and
     rounded to the weights': x has their dtype (any floating one), t need not.
+    learned_variance: return (batch, 2 channels, height, width), first the prediction and then what parametrises a variance, as
+    the objectives "hybrid" and "ddpm_elbo" with learned=True train it (Nichol & Dhariwal 2021); `as_field(...,
+    learned_variance=True)` takes the prediction. It costs 9 * width * multipliers[0] + 1 parameters a channel.
 
     The last convolution starts at zero, so an untrained network returns zero. Raises ValueError for sizes out of range, for
-    an attention that no level has, and for an x whose events are not of `shape`.
+    an attention that no level has, and for an x whose events are not of `shape`; TypeError for sizes that are not whole numbers.
 
     `parameter_count`, which the image's size does not change:
 
@@ -83,20 +86,20 @@ class UNet(torch.nn.Module):
         heads: int = 4,
         dropout: float = 0.0,
         classes: int = 0,
+        learned_variance: bool = False,
         time: str | torch.nn.Module = "sinusoidal",
         process: Process | Mapping[str, Any] | None = None,
         fused_attention: bool = False,
     ) -> None:
         super().__init__()
-        self.shape, self.multipliers = _checked_shape(shape), _whole("multipliers", multipliers)
-        (self.width,), (self.blocks,), (self.heads,) = (
-            _whole(name, (value,)) for name, value in (("width", width), ("blocks", blocks), ("heads", heads))
-        )
+        self.shape, self.multipliers = _checked_shape(shape), whole_numbers("multipliers", multipliers)
+        self.width, self.blocks, self.heads = whole("width", width), whole("blocks", blocks), whole("heads", heads)
         self.dropout = float(dropout)
         _check_sizes(width, self.multipliers, blocks, self.dropout)
         self.sizes = _sizes(self.shape, len(self.multipliers))
         self.attention = _checked_attention(attention, self.sizes)
-        self.fused_attention = bool(fused_attention)
+        self.fused_attention = flag("fused_attention", fused_attention)
+        self.learned_variance = flag("learned_variance", learned_variance)
         self._time_argument = time if isinstance(time, str) else None
 
         channels = [width * m for m in self.multipliers]
@@ -114,7 +117,7 @@ class UNet(torch.nn.Module):
             torch.nn.SiLU(),
             torch.nn.Linear(features, features),
         )
-        self.class_embedding = ClassEmbedding(classes, features)
+        self.class_embedding = ClassEmbedding(whole("classes", classes), features)
 
         def level(into: Sequence[int], i: int) -> _Level:
             return _Level(into, channels[i], features, self.dropout, heads_of[i], self.fused_attention)
@@ -151,7 +154,7 @@ class UNet(torch.nn.Module):
                 self.upsample.append(between(i, "up"))
 
         self.norm = group_norm(above)
-        self.last = zeroed(torch.nn.Conv2d(above, self.shape[0], 3, padding=1))
+        self.last = zeroed(torch.nn.Conv2d(above, self.shape[0] * (1 + self.learned_variance), 3, padding=1))
 
     @property
     def classes(self) -> int:
@@ -170,6 +173,7 @@ class UNet(torch.nn.Module):
             "heads": self.heads,
             "dropout": self.dropout,
             "classes": self.classes,
+            "learned_variance": self.learned_variance,
             "fused_attention": self.fused_attention,
         }
         return arguments | described_time(self._time_argument, self.time)
@@ -212,18 +216,10 @@ class UNet(torch.nn.Module):
         return f"{self.parameter_count} parameters, attention={self.attention} of {[max(s) for s in self.sizes]}"
 
 
-def _whole(name: str, values: Sequence[int]) -> tuple[int, ...]:
-    """The values as ints; nothing is cut off."""
-    try:
-        return tuple(operator.index(value) for value in values)
-    except TypeError as error:
-        raise TypeError(f"{name} = {values!r} must be whole numbers") from error
-
-
 def _checked_shape(shape: Sequence[int]) -> tuple[int, int, int]:
     if isinstance(shape, int) or len(shape) != 3:
         raise ValueError(f"shape = {shape} must be (channels, height, width), the shape of one image")
-    channels, height, width = _whole("shape", shape)
+    channels, height, width = whole_numbers("shape", shape)
     if channels < 1 or min(height, width) < 8:
         raise ValueError(
             f"shape = {(channels, height, width)} must have at least one channel and sides of 8 or more; "
@@ -260,7 +256,9 @@ def _checked_attention(attention: Sequence[int] | None, sizes: list[tuple[int, i
     sides = [max(size) for size in sizes]
     if attention is None:
         return (sides[-1],)
-    attention = _whole("attention", attention)
+    attention = whole_numbers("attention", attention)
+    if len(set(attention)) < len(attention):
+        raise ValueError(f"attention = {attention} names a level twice; once is all it takes")
     for side in attention:
         if side not in sides:
             raise ValueError(

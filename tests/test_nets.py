@@ -6,7 +6,8 @@ import pytest
 import torch
 
 import halfbridge as hb
-from halfbridge.nets import MLP, Fourier, Sinusoidal, as_field
+from halfbridge.nets import MLP, Fourier, Sinusoidal, UNet, as_field
+from halfbridge.training import fit_score, objectives
 
 STEPS = hb.DiscreteVP([0.1, 0.2, 0.3, 0.4])
 
@@ -131,12 +132,60 @@ def test_an_mlp_refuses_bad_sizes(arguments, message):
         MLP(**arguments)
 
 
+@pytest.mark.parametrize(("name", "value"), [("shape", (2.7,)), ("hidden", "256"), ("depth", 2.5), ("classes", "3")])
+def test_an_mlp_cuts_nothing_off_its_sizes(name, value):
+    with pytest.raises(TypeError, match=rf"{name} = .* must be (a )?whole number"):
+        MLP(**({"shape": 2} | {name: value}))
+
+
+@pytest.mark.parametrize("shape", [3, (3, 2, 2)])
+def test_a_learned_variance_is_as_much_output_again_after_the_prediction(shape):
+    net = trained(MLP(shape, hidden=16, depth=1, learned_variance=True))
+    plain = MLP(shape, hidden=16, depth=1)
+    size = math.prod(net.shape)
+    assert net.parameter_count == plain.parameter_count + 17 * size
+    state = net.state_dict()
+    plain.load_state_dict(state | {name: state[name][:size] for name in ("last.weight", "last.bias")})
+    x, t = torch.randn(5, *net.shape, generator=torch.Generator().manual_seed(1)), torch.full((5,), 0.3)
+    assert net(x, t).shape == (5, 6, *net.shape[1:])
+    assert torch.allclose(net(x, t)[:, :3], plain(x, t), atol=1e-6)
+    found = as_field(net, hb.VP(), learned_variance=True).evaluate(0.3, x)
+    assert torch.allclose(found, plain(x, t), atol=1e-6)
+    assert not MLP(shape, hidden=16, learned_variance=True)(x, t).any()
+    with pytest.raises(hb.FieldOutputError, match="learned variances"):
+        as_field(net, hb.VP()).evaluate(0.3, x)
+
+
+@pytest.mark.parametrize(
+    "objective", ["hybrid", objectives.DDPMBound(STEPS, learned=True)], ids=["hybrid", "ddpm_elbo"]
+)
+@pytest.mark.parametrize("make", [
+    lambda: MLP((2, 8, 8), hidden=8, depth=1, learned_variance=True),
+    lambda: UNet((2, 8, 8), width=4, multipliers=(1,), blocks=1, learned_variance=True),
+], ids=["MLP", "UNet"])  # fmt: skip
+def test_a_learned_variance_trains_by_the_bound_and_the_field_is_the_prediction(make, objective):
+    net = make()
+    data = torch.randn(8, 2, 8, 8, generator=torch.Generator().manual_seed(3))
+    process = STEPS if objective == "hybrid" else None
+    fit = fit_score(net, data, process, objective=objective, steps=2, batch_size=4, lr=1e-2)
+    x, k = data[:3], torch.full((3,), 1.0)
+    out = fit.net(x, k)
+    assert out.shape == (3, 4, 8, 8)
+    assert out[:, 2:].abs().max() > 0  # the variance has learned
+    assert torch.equal(fit.field.noise(2.0, x), out[:, :2])
+    drawn = hb.sample(fit.field, hb.Ancestral(), grid=hb.grids.uniform(STEPS, 3), shape=(2, 2, 8, 8), seed=0)
+    assert drawn.isfinite().all()
+    assert drawn.shape == (2, 2, 8, 8)
+
+
 def test_the_parameters_of_an_mlp_are_counted_as_by_hand_and_stated():
     for hidden, depth in ((256, 3), (64, 2)):
         block = 2 * hidden * (hidden + 1) + 2 * hidden * (hidden + 1)
         count = 2 * hidden * (hidden + 1) + 3 * hidden + depth * block + 2 * (hidden + 1)
         assert MLP(2, hidden=hidden, depth=depth).parameter_count == count
         assert f"{count:,}".replace(",", " ") in MLP.__doc__
+    learned = MLP(2, learned_variance=True).parameter_count
+    assert f"learned_variance {learned:,}".replace(",", " ") in MLP.__doc__
 
 
 def test_an_mlp_refuses_events_of_another_shape():

@@ -74,6 +74,7 @@ def test_smaller_images_and_other_shapes_are_refused(shape):
         ({"classes": -1}, "classes = -1"),
         ({"time": "fourrier"}, "did you mean 'fourier'"),
         ({"attention": (9, 4)}, "attention = .9, 4. asks for maps of 4, which no level has.* maps are 9, 5, 3"),
+        ({"attention": (3, 3)}, "attention = .3, 3. names a level twice"),
         ({"attention": (8,)}, "maps of 8, which no level has"),
     ],
 )
@@ -91,10 +92,11 @@ def test_bad_arguments_are_refused_by_name(options, message):
         ("width", 8.0),
         ("attention", 8),
         ("heads", "4"),
+        ("classes", "3"),
     ],
 )
 def test_what_is_not_a_whole_number_is_refused_and_not_cut_off(name, value):
-    with pytest.raises(TypeError, match=f"{name} = .* must be whole numbers"):
+    with pytest.raises(TypeError, match=rf"{name} = .* must be (a )?whole number"):
         UNet(**({"shape": (1, 8, 9)} | {name: value}))
 
 
@@ -348,6 +350,20 @@ def test_channels_last_changes_nothing_but_the_layout():
     assert last.is_contiguous(memory_format=torch.channels_last)
     assert plain.is_contiguous()
     assert torch.allclose(last, plain, rtol=1e-4, atol=1e-5)
+
+
+def test_a_learned_variance_is_as_many_channels_again_after_the_prediction():
+    net, plain = (
+        small((3, 8, 8), learned_variance=True),
+        UNet((3, 8, 8), width=8, multipliers=(1, 2), blocks=1, heads=2),
+    )
+    assert net.parameter_count == plain.parameter_count + 3 * (9 * 8 + 1)
+    state = net.state_dict()
+    plain.double().load_state_dict(state | {name: state[name][:3] for name in ("last.weight", "last.bias")})
+    x, t = drawn(2, 3, 8, 8), torch.tensor([0.3, 0.3]).double()
+    assert net(x, t).shape == (2, 6, 8, 8)
+    assert torch.allclose(as_field(net, hb.VP(), learned_variance=True).evaluate(0.3, x), plain(x, t), atol=1e-12)
+    assert not UNet((3, 8, 8), width=8, learned_variance=True)(x.float(), t).any()
 
 
 def test_forward_mode_takes_maps_in_channels_last():
