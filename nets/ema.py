@@ -104,18 +104,20 @@ class EMA(Generic[Module]):
     def state_dict(self) -> dict[str, Any]:
         """What `load_state_dict` needs to go on as if never interrupted.
 
-        {"updates", "model", "wide"}, as for one decay; for several, also "decays", and "others": [{"model", "wide"}, ...] of the
-        second decay on.
+        {"updates", "decays", "model", "wide"}; for several decays also "others": [{"model", "wide"}, ...] of the second on.
         """
         states = [
             {"model": model.state_dict(), "wide": dict(wide)}
             for model, wide in zip(self.models, self._wide, strict=True)
         ]
-        state = {"updates": self.updates, **states[0]}
-        return state | ({"decays": list(self.decays), "others": states[1:]} if len(states) > 1 else {})
+        state = {"updates": self.updates, "decays": list(self.decays), **states[0]}
+        return state | ({"others": states[1:]} if len(states) > 1 else {})
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from what `state_dict` returned. ValueError if that was for other decays, where there are several."""
+        """Go on from what `state_dict` returned. ValueError if that was for other decays.
+
+        A state of one decay from before they were written down is taken to be of this one.
+        """
         found = state.get("decays", self.decays[:1])
         if len(found) != len(self.decays) or ("decays" in state and tuple(found) != self.decays):
             kept = f"the decays {tuple(found)}" if "decays" in state else "one decay"

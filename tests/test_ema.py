@@ -190,10 +190,12 @@ def test_a_state_of_one_average_written_before_there_were_several_still_loads():
     ema.load_state_dict({"updates": 7, "model": {k: v + 1 for k, v in net.state_dict().items()}})
     assert torch.equal(ema.model.weight, net.weight + 1)
     assert ema.updates == 7
-    assert set(ema.state_dict()) == {"updates", "model", "wide"}
+    assert set(ema.state_dict()) == {"updates", "decays", "model", "wide"}
 
 
-@pytest.mark.parametrize(("written", "read"), [((0.9, 0.99), 0.9), (0.9, (0.9, 0.99)), ((0.9, 0.99), (0.99, 0.9))])
+@pytest.mark.parametrize(
+    ("written", "read"), [((0.9, 0.99), 0.9), (0.9, (0.9, 0.99)), ((0.9, 0.99), (0.99, 0.9)), (0.999, 0.9)]
+)
 def test_a_state_of_other_decays_is_refused(written, read):
     net = torch.nn.Linear(2, 2)
     with pytest.raises(ValueError, match=r"the state is of .*, this EMA has \(0\.9"):
