@@ -75,15 +75,19 @@ class IDDPMColumn:
     c1: float = 0.001
     c2: float = 0.008
     steps: int = 1000
-    _middles: torch.Tensor = dataclasses.field(init=False, repr=False, compare=False)
+    _middles: dict[torch.device, torch.Tensor] = dataclasses.field(
+        init=False, repr=False, compare=False
+    )  # one a device
 
     def __post_init__(self) -> None:
         rising = torch.tensor(iddpm_levels(self.steps, self.c1, self.c2)[-2::-1], dtype=torch.float64, device="cpu")
-        object.__setattr__(self, "_middles", (rising[1:] + rising[:-1]) / 2)
+        object.__setattr__(self, "_middles", {rising.device: (rising[1:] + rising[:-1]) / 2})
 
     def scalings(self, nu: torch.Tensor) -> Scalings:
         one = torch.ones_like(nu)
-        label = torch.bucketize(nu.detach(), self._middles.to(nu.device), right=True).double()
+        if nu.device not in self._middles:  # brought there once: a copy from the host is waited for
+            self._middles[nu.device] = next(iter(self._middles.values())).to(nu.device)
+        label = torch.bucketize(nu.detach(), self._middles[nu.device], right=True).double()
         return Scalings(one, -nu, torch.hypot(nu, one).reciprocal(), label)
 
 

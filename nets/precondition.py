@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-import difflib
+import math
+import numbers
 from collections.abc import Mapping
 from typing import Any
 
@@ -15,8 +16,10 @@ from halfbridge.kernels.edm_precondition import scaled
 from halfbridge.nets.adapter import first_half
 from halfbridge.nets.columns import COLUMNS, EDMColumn, Scalings
 from halfbridge.nets.labels import time_of_label
+from halfbridge.nets.sizes import flag
 from halfbridge.solvers.field import FieldOutputError
-from halfbridge.solvers.processes import EDM, VE, Brownian, Process, described
+from halfbridge.solvers.nearest import nearest
+from halfbridge.solvers.processes import EDM, VE, Brownian, DiscreteVP, Process, described
 
 __all__ = ["Precondition"]
 
@@ -67,9 +70,7 @@ class Precondition(torch.nn.Module):
         if not isinstance(net, torch.nn.Module):
             raise TypeError(f"net is a {type(net).__name__}; pass a torch.nn.Module")
         if kind not in COLUMNS:
-            raise ValueError(
-                f"kind = {kind!r} is not one of {', '.join(map(repr, COLUMNS))}{_near(kind, list(COLUMNS))}"
-            )
+            raise ValueError(f"kind = {kind!r} is no column; {nearest(kind, COLUMNS)}")
         self.column = COLUMNS[kind](**_known(kind, constants))
         if isinstance(process, Mapping):
             process = described.build(process)
@@ -77,7 +78,8 @@ class Precondition(torch.nn.Module):
             raise TypeError(
                 f"process is a {type(process).__name__}; pass a process such as hb.VP(), or None for t = nu"
             )
-        self.net, self.kind, self.process, self.learned_variance = net, kind, process, learned_variance
+        self.net, self.kind, self.process = net, kind, process
+        self.learned_variance = flag("learned_variance", learned_variance)
 
     def scalings(self, nu: Any) -> Scalings:
         """(c_skip, c_out, c_in, c_noise) at noise levels, a number or a tensor of any shape: float64 tensors of that shape."""
@@ -99,13 +101,20 @@ class Precondition(torch.nn.Module):
         return (scaled(x, skip, work) + scaled(output, out, work)).to(x.dtype)
 
     def _level(self, t: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """(nu, alpha) in float64; None for an alpha that is 1."""
+        """(nu, alpha) in float64; None for an alpha that is 1. Times that the process does not have are refused on a CPU, and
+        give NaN on a GPU, where looking would be a wait at each call."""
         if self.process is None:
             return t.double(), None
         time = time_of_label(self.process, t)
-        return self.process.nu(time), None if isinstance(self.process, EDM | VE | Brownian) else self.process.alpha(
-            time
-        )
+        if time.device.type == "cpu" and not torch.compiler.is_compiling():
+            nu, alpha = self.process.nu(time), self.process.alpha(time)
+        else:
+            known = (time >= 0.0) & (time <= (self.process.T if isinstance(self.process, DiscreteVP) else math.inf))
+            time = torch.where(known, time, self.process.T)  # an index out of range would stop a GPU's whole program
+            alpha = self.process._alpha(time)
+            alpha = torch.where(known & (alpha > 0.0), alpha, torch.nan)
+            nu = self.process._sigma(time) / alpha
+        return nu, None if isinstance(self.process, EDM | VE | Brownian) else alpha
 
     def _inner(self, inner: torch.Tensor, label: torch.Tensor, classes: torch.Tensor | None) -> torch.Tensor:
         output = self.net(inner, label) if classes is None else self.net(inner, label, classes)
@@ -165,11 +174,8 @@ def _known(kind: str, constants: Mapping[str, float]) -> Mapping[str, float]:
     known = _constants(kind)
     for name in constants:
         if name not in known:
-            has = f"has {', '.join(known)}" if known else "has none"
-            raise ValueError(f"{name} is no constant of kind = {kind!r}, which {has}; leave it out{_near(name, known)}")
+            remedy = nearest(name, known) if known else "it has none, so leave it out"
+            raise ValueError(f"{name} is no constant of kind = {kind!r}; {remedy}")
+        if isinstance(constants[name], bool) or not isinstance(constants[name], numbers.Real):
+            raise TypeError(f"{name} = {constants[name]!r} must be a number")
     return constants
-
-
-def _near(name: str, names: list[str]) -> str:
-    near = difflib.get_close_matches(str(name), names, n=1)
-    return f"; did you mean {near[0]!r}?" if near else ""

@@ -164,6 +164,43 @@ def test_states_are_scaled_in_float32_and_rounded_once(kind, process, dtype):
     assert torch.allclose(pre.net.label.double(), exact.net.label, rtol=1e-6)
 
 
+@by_kind
+@pytest.mark.parametrize(
+    "process", [None, hb.VP(), hb.CosineVP(), hb.EDM(), COSINE, hb.OU()], ids=lambda p: type(p).__name__
+)
+def test_on_a_device_no_number_is_read_back(kind, process):
+    """The meta device has none to give."""
+    pre = Precondition(Wavy(), kind, process=process)
+    assert pre(torch.empty(3, 2, device="meta"), torch.empty(3, device="meta")).shape == (3, 2)
+    if kind == "iddpm":
+        held = pre.column._middles[torch.device("meta")]
+        pre(torch.empty(3, 2, device="meta"), torch.empty(3, device="meta"))
+        assert pre.column._middles[torch.device("meta")] is held
+
+
+@pytest.mark.parametrize("process", [hb.VP(), hb.CosineVP(), hb.EDM(), COSINE, hb.VE()], ids=lambda p: type(p).__name__)
+def test_unchecked_levels_are_the_checked_ones_and_nan_where_there_is_none(process, monkeypatch):
+    pre, x, steps = Precondition(Wavy(), "vp", process=process), random(3, 2), isinstance(process, hb.DiscreteVP)
+    good = process.T * tensor([0.002, 0.3, 0.998])
+    good = good.ceil() - 1.0 if steps else good
+    bad = [-1.5, *([1000.0, 4000.0] if steps else []), *([1.1] if isinstance(process, hb.CosineVP) else [])]
+    checked = pre(x, good)
+    for label in bad:
+        with pytest.raises(ValueError, match=r"`t` = "):
+            pre(x[:1], tensor([label]))
+    monkeypatch.setattr(torch.compiler, "is_compiling", lambda: True)
+    assert torch.equal(pre(x, good), checked)
+    for label in bad:
+        assert pre(x[:1], tensor([label])).isnan().all()
+
+
+@pytest.mark.parametrize(("kind", "process"), [("edm", hb.VP()), ("iddpm", COSINE)])
+def test_it_is_one_graph_of_torch_compile(kind, process):
+    pre, x, t = Precondition(Wavy(), kind, process=process), random(3, 2), tensor([0.2, 0.5, 0.9])
+    torch._dynamo.reset()
+    assert torch.allclose(torch.compile(pre, backend="eager", fullgraph=True)(x, t), pre(x, t), atol=1e-12)
+
+
 def test_each_sample_has_its_own_level():
     x, nu = random(4, 3), tensor([0.01, 0.5, 2.0, 70.0])
     for kind in KINDS:
@@ -297,13 +334,15 @@ def test_learned_variances_of_the_network_inside_are_split_off():
 @pytest.mark.parametrize(
     ("arguments", "error", "message"),
     [
-        ({"kind": "edn"}, ValueError, "kind = 'edn' is not one of 'vp', 've', 'iddpm', 'edm'; did you mean 'edm'"),
-        ({"kind": "ve", "sigma_data": 0.5}, ValueError, "sigma_data is no constant of kind = 've', which has none"),
+        ({"kind": "edn"}, ValueError, "kind = 'edn' is no column; did you mean 'edm'"),
+        ({"kind": "ve", "sigma_data": 0.5}, ValueError, "sigma_data is no constant of kind = 've'; it has none"),
         (
             {"sigma_dat": 0.5},
             ValueError,
-            "sigma_dat is no constant.*has sigma_data; leave it out; did you mean 'sigma_data'",
+            "sigma_dat is no constant of kind = 'edm'; did you mean 'sigma_data'",
         ),
+        ({"sigma_data": "0.5"}, TypeError, "sigma_data = '0.5' must be a number"),
+        ({"learned_variance": 1}, TypeError, "learned_variance = 1 must be True or False"),
         ({"sigma_data": 0.0}, ValueError, r"sigma_data = 0\.0 must be positive"),
         ({"kind": "vp", "beta_min": -1.0}, ValueError, "beta_min"),
         ({"kind": "vp", "steps": 1}, ValueError, "steps = 1 must be an integer, at least 2"),
