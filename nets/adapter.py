@@ -72,9 +72,7 @@ def as_field(
     return Field(process, field, predicts)
 
 
-def check_prediction(
-    net: Network, process: Process, predicts: str | None = None, labels: Labels | None = None
-) -> str:
+def check_prediction(net: Network, process: Process, predicts: str | None = None, labels: Labels | None = None) -> str:
     """`predicts`, or where that is None `net.predicts`, or "noise" where the network says nothing.
 
     A network says it by an attribute `predicts`, one of the four. With an attribute `process` besides, it takes the states of

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import difflib
 import importlib
 import inspect
 from collections.abc import Mapping
 from typing import Any
 
 import torch
+
+from halfbridge.solvers.nearest import nearest
 
 __all__ = ["build", "describe"]
 
@@ -45,16 +46,14 @@ def build(description: Mapping[str, Any]) -> torch.nn.Module:
     arguments = dict(description)
     name = arguments.pop("type", None)
     if not isinstance(name, str) or name not in TYPES:
-        raise ValueError(f"description has type = {name!r}, which is no network{_near(name, list(TYPES))}")
+        raise ValueError(f"description has type = {name!r}, which is no network; {nearest(name, TYPES)}")
     kind = _type(name)
     parameters = inspect.signature(kind).parameters
     # A class that takes any keyword checks them itself.
     if all(parameter.kind is not parameter.VAR_KEYWORD for parameter in parameters.values()):
         for key in arguments:
             if key not in parameters:
-                raise ValueError(
-                    f"{name} has no argument {key!r}, only {', '.join(parameters)}{_near(key, [*parameters])}"
-                )
+                raise ValueError(f"{name} has no argument {key!r}; {nearest(key, parameters)}")
     for key, parameter in parameters.items():
         needed = parameter.default is parameter.empty and parameter.kind is not parameter.VAR_KEYWORD
         if needed and key not in arguments:
@@ -68,8 +67,3 @@ def build(description: Mapping[str, Any]) -> torch.nn.Module:
 def _type(name: str) -> type[Any]:
     kind: type[Any] = getattr(importlib.import_module(TYPES[name]), name)
     return kind
-
-
-def _near(name: Any, names: list[str]) -> str:
-    near = difflib.get_close_matches(str(name), names, n=1)
-    return f"; did you mean {near[0]!r}?" if near else f"; there are {', '.join(names)}"

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import difflib
 import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
 
+from halfbridge.solvers.nearest import nearest
 from halfbridge.solvers.processes import DiscreteVP, Process, described
 
 __all__ = ["Fourier", "LogSNR", "Sinusoidal"]
@@ -25,9 +25,7 @@ def embedding_of(
     steps; "fourier": `Fourier`; "log_snr": `LogSNR` of `process`, which no other takes.
     """
     if isinstance(time, str) and time not in TIMES:
-        near = difflib.get_close_matches(time, TIMES, n=1)
-        hint = f"did you mean {near[0]!r}?" if near else "pass one, or a module"
-        raise ValueError(f"time = {time!r} is not one of {', '.join(map(repr, TIMES))}; {hint}")
+        raise ValueError(f"time = {time!r} is no embedding; {nearest(time, TIMES)}, or pass a module")
     if time == "log_snr":
         if process is None:
             raise ValueError("time = 'log_snr' needs the process whose log-SNR it is; pass process=, such as hb.VP()")

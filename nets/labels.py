@@ -10,6 +10,7 @@ from typing import Any, ClassVar
 
 import torch
 
+from halfbridge.kernels.arguments import accumulation
 from halfbridge.solvers.processes import DiscreteVP, Process
 
 __all__ = ["Labels", "default_labels", "network_labels", "scaled", "steps", "time_of_label"]
@@ -37,8 +38,7 @@ def network_labels(labels: Labels, t: float | torch.Tensor, x: torch.Tensor) -> 
 
     t: one time, or a (batch,) tensor of times. The label is computed in t's own precision and rounded once.
     """
-    dtype = torch.float32 if x.element_size() < 4 else x.dtype
-    dtype = getattr(labels, "dtype", dtype)
+    dtype = getattr(labels, "dtype", accumulation(x.dtype))
     label = torch.as_tensor(labels(t), dtype=dtype, device=x.device)
     if label.ndim > 1 or label.numel() not in (1, x.shape[0]):
         raise ValueError(

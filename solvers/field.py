@@ -6,13 +6,13 @@ prediction and the state. So a conversion is two numbers, not a pass over memory
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import torch
 
 from halfbridge.solvers.algebra import Vector
+from halfbridge.solvers.nearest import nearest
 from halfbridge.solvers.processes import Process
 
 if TYPE_CHECKING:
@@ -138,9 +138,7 @@ class Field:
         self, process: Process, fn: Callable[[float, torch.Tensor], torch.Tensor], predicts: str = "noise"
     ) -> None:
         if predicts not in PREDICTIONS:
-            near = difflib.get_close_matches(str(predicts), PREDICTIONS, n=1)
-            hint = f"; did you mean {near[0]!r}?" if near else ""
-            raise ValueError(f"predicts = {predicts!r} is not one of {', '.join(map(repr, PREDICTIONS))}{hint}")
+            raise ValueError(f"predicts = {predicts!r} is no prediction; {nearest(predicts, PREDICTIONS)}")
         if not isinstance(process, Process):
             raise TypeError(f"process must be a Process such as hb.VP(), got {type(process).__name__}")
         if not callable(fn):

@@ -32,6 +32,8 @@ NETS = [
         fused_attention=True,
     ),
     lambda: UNet((1, 8, 8), width=4, attention=(), time="steps"),
+    lambda: MLP((2, 3), hidden=8, learned_variance=True),
+    lambda: UNet((2, 8, 8), width=4, learned_variance=True),
 ]
 
 
@@ -104,8 +106,8 @@ def test_what_cannot_be_written_down_is_refused_with_the_remedy():
     ("description", "message"),
     [
         ({"type": "Unet", "shape": [1, 8, 8]}, "type = 'Unet', which is no network; did you mean 'UNet'"),
-        ({"shape": 2}, "type = None, which is no network; there are MLP, UNet, Precondition"),
-        ({"type": "MLP", "shape": 2, "hiden": 3}, "MLP has no argument 'hiden', .*did you mean 'hidden'"),
+        ({"shape": 2}, "type = None, which is no network; there are 'MLP', 'UNet', 'Precondition'"),
+        ({"type": "MLP", "shape": 2, "hiden": 3}, "MLP has no argument 'hiden'; did you mean 'hidden'"),
         ({"type": "UNet"}, "description of UNet lacks 'shape'"),
         ({"type": "MLP", "shape": [0]}, "shape"),
         ({"type": "MLP", "shape": 2, "time": "log_snr", "process": {"type": "VPP"}}, "which is no process"),
@@ -116,3 +118,6 @@ def test_a_description_of_no_network_is_refused_by_what_is_wrong(description, me
         build(description)
     with pytest.raises(TypeError, match="description is a str"):
         build("MLP")
+    for key, value in {"hidden": "256", "depth": 2.5, "shape": [2.7], "classes": "3", "learned_variance": "no"}.items():
+        with pytest.raises(TypeError, match=f"{key} = .* must be"):
+            build({"type": "MLP", "shape": 2, key: value})

@@ -70,11 +70,11 @@ def test_a_process_made_of_functions_or_of_the_users_own_class_is_refused_with_t
     [
         ({"type": "CosinVP"}, "type = 'CosinVP', which is no process; did you mean 'CosineVP'"),
         ({"type": "LinearProcess"}, "'LinearProcess', which is no process"),
-        ({"beta_min": 0.1}, "type = None, which is no process; there are VP, CosineVP"),
+        ({"beta_min": 0.1}, "type = None, which is no process; there are 'VP', 'CosineVP'"),
         ({"type": ["VP"]}, r"type = \['VP'\], which is no process"),
         (
             {"type": "VP", "beta_mx": 3.0},
-            "VP has no argument 'beta_mx', only beta_min, beta_max; did you mean 'beta_max'",
+            "VP has no argument 'beta_mx'; did you mean 'beta_max'",
         ),
         ({"type": "VP", "T": 2.0}, "VP has no argument 'T'"),
         ({"type": "DiscreteVP"}, "lacks 'betas'"),

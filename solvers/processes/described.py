@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
-import difflib
 from collections.abc import Mapping
 from typing import Any
 
+from halfbridge.solvers.nearest import nearest
 from halfbridge.solvers.processes.base import Process
 from halfbridge.solvers.processes.diffusions import OU, Brownian
 from halfbridge.solvers.processes.discrete import DiscreteVP
@@ -46,11 +46,11 @@ def build(description: Mapping[str, Any]) -> Process:
     arguments = dict(description)
     name = arguments.pop("type", None)
     if not isinstance(name, str) or name not in TYPES:
-        raise ValueError(f"description has type = {name!r}, which is no process{_near(name, TYPES)}")
+        raise ValueError(f"description has type = {name!r}, which is no process; {nearest(name, TYPES)}")
     known = _arguments(TYPES[name])
     for key in arguments:
         if key not in known:
-            raise ValueError(f"{name} has no argument {key!r}, only {', '.join(known)}{_near(key, known)}")
+            raise ValueError(f"{name} has no argument {key!r}; {nearest(key, known)}")
     for argument in dataclasses.fields(TYPES[name]):
         if argument.init and argument.default is dataclasses.MISSING and argument.name not in arguments:
             raise ValueError(f"description of {name} lacks {argument.name!r}, which has no default")
@@ -60,8 +60,3 @@ def build(description: Mapping[str, Any]) -> Process:
 
 def _arguments(kind: type[Any]) -> list[str]:
     return [argument.name for argument in dataclasses.fields(kind) if argument.init]
-
-
-def _near(name: Any, names: Mapping[str, Any] | list[str]) -> str:
-    near = difflib.get_close_matches(str(name), names, n=1)
-    return f"; did you mean {near[0]!r}?" if near else f"; there are {', '.join(names)}"
