@@ -52,6 +52,7 @@ def run(
     rows: dict[str, dict[str, float]] = {"fresh data": measures.measure_data(references, s.projections)._asdict()}
     rows["training data"] = row(examples.examples)
     trained: dict[str, Any] = {}
+    thickness: dict[str, float] = {}
     shown, ways, curves = [("fresh data", references[0], rows["fresh data"])], [], []
     with tempfile.TemporaryDirectory() as scratch:
         for model in models(s, seed):
@@ -65,16 +66,23 @@ def run(
                 "seconds": _last_line(folder / "log.csv")["seconds"],
                 "loss": float(np.mean([e.loss for e in errors])),
                 "least_loss": float(np.mean([e.least for e in errors])),
-                "score_error": [e._asdict() for e in errors],
+                "score_error": dict(zip(("nu", "excess"), pictures.binned(errors), strict=True)),
             }
             exact = measures.law().field(model.objective.process)
-            for name, field in ((model.name, fit.field), (f"{model.name}, exact score", exact)):
+            cases = {
+                model.name: (fit.field, model.solver),
+                **{f"{model.name}, {name}": (fit.field, solver) for name, solver in model.variants.items()},
+                f"{model.name}, exact score": (exact, model.solver),
+            }
+            for name, (field, solver) in cases.items():
                 timed(f"{name}: {s.samples} samples")
                 clock = time.perf_counter()
-                solution = sample(field, model, s.samples, seed)
+                solution = sample(field, solver, model, s.samples, seed)
                 seconds = time.perf_counter() - clock
                 rows[name] = {**row(solution.x), "seconds": seconds, "evaluations": solution.nfe}
                 if field is fit.field:
+                    thickness[name] = measures.thickness(solver, model.objective.process, model.grid)
+                if name == model.name:
                     shown.append((name, solution.x, rows[name]))
                     ways.append((name, solution.trajectory, list(model.shown.values())))
             curves.append(pictures.Trained(model.name, fit.losses, s.examples / s.batch_size, errors))
@@ -88,6 +96,7 @@ def run(
         "cpus": os.cpu_count(),
         "training": trained,
         "rows": rows,
+        "thickness": thickness,
         "seconds": time.perf_counter() - begin,
         "cpu_seconds": time.process_time() - cpu,
     }  # fmt: skip

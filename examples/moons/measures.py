@@ -45,6 +45,13 @@ def distances(x: torch.Tensor) -> torch.Tensor:
     return torch.stack(out, dim=1)
 
 
+def thickness(solver: hb.Solver, process: hb.Process, grid: Sequence[float]) -> float:
+    """The standard deviation of what the solver makes of N(0, NOISE^2), the data across a moon, with the exact score, over
+    NOISE."""
+    law = hb.reference.law_of(solver, process, grid, hb.reference.Gaussian([0.0], [[NOISE**2]]))
+    return math.sqrt(float(law.cov)) / NOISE
+
+
 class Measured(NamedTuple):
     """A sample against the law and against fresh samples of it."""
 

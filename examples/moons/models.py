@@ -20,10 +20,10 @@ class Settings:
 
     examples: int = 10_000
     epochs: int = 500
-    batch_size: int = 500
+    batch_size: int = 1000
     hidden: int = 64
     depth: int = 3
-    lr: float = 2e-3
+    lr: float = 4e-3
     ema_decay: float = 0.999
     chain: int = 1000
     """DDPM's steps; beta rises linearly from 0.1/chain to 20/chain, which Ho et al. have at 1000."""
@@ -91,6 +91,8 @@ class Model(NamedTuple):
     grid: list[float]
     shown: dict[float, str]
     """Times of the grid at which the picture of the path looks, with what it says there."""
+    variants: dict[str, hb.Solver]
+    """Other solvers that the same network is sampled with."""
 
 
 def models(s: Settings, seed: int) -> list[Model]:
@@ -102,7 +104,8 @@ def models(s: Settings, seed: int) -> list[Model]:
     chain = hb.DiscreteVP(torch.linspace(0.1, 20.0, s.chain, dtype=torch.float64) / s.chain)
     steps = [float(k) for k in range(s.chain, -1, -1)]
     seen = [steps[round(u * s.chain)] for u in (0.0, 0.5, 0.7, 0.8, 0.9, 1.0)]
-    ddpm = Model("DDPM", nets[0], objectives.DDPM(chain), hb.Ancestral(), steps, {t: f"step {t:g}" for t in seen})
+    ddpm = Model("DDPM", nets[0], objectives.DDPM(chain), hb.Ancestral(), steps, {t: f"step {t:g}" for t in seen},
+                 {"large variance": hb.Ancestral(variance="transition")})  # fmt: skip
 
     # the network gives -sigma score, which has the same size at all levels (Song and Ermon 2020, technique 3)
     levels = losses.geometric_levels(s.sigma_first, s.sigma_last, s.levels)
@@ -111,7 +114,7 @@ def models(s: Settings, seed: int) -> list[Model]:
     looks = {ladder[i]: f"after σ = {ladder[i - 1]:.2g}" for i in (round(u * s.levels) for u in (0.2, 0.4, 0.6, 0.8))}
     looks = {ladder[0]: "start", **looks, 0.0: f"after σ = {ladder[-2]:.2g}, denoised"}
     annealed = AnnealedLangevin(s.langevin, s.sigma_last, s.corrections)
-    return [ddpm, Model("NCSN", nets[1], objective, annealed, ladder, looks)]
+    return [ddpm, Model("NCSN", nets[1], objective, annealed, ladder, looks, {})]
 
 
 def train(model: Model, examples: data.Dataset, s: Settings, seed: int, folder: Path) -> ScoreFit[Any]:
@@ -133,8 +136,8 @@ def train(model: Model, examples: data.Dataset, s: Settings, seed: int, folder: 
     )
 
 
-def sample(field: hb.Field, model: Model, n: int, seed: int) -> Any:
+def sample(field: hb.Field, solver: hb.Solver, model: Model, n: int, seed: int) -> Any:
     """The `hb.Solution` of n samples, with the states at `model.shown`; `hb.sample` gives the same x."""
     start = field.process.prior_std * hb.kernels.normal((n, 2), seed)
     with torch.no_grad():
-        return hb.solve(field, model.solver, start, grid=model.grid, seed=seed, save=list(model.shown))
+        return hb.solve(field, solver, start, grid=model.grid, seed=seed, save=list(model.shown))

@@ -18,6 +18,7 @@ UPPER, LOWER = "#0072b2", "#d55e00"
 DDPM, NCSN = "#0072b2", "#009e73"
 """Okabe and Ito's colours, which colour-blind readers tell apart."""
 DPI = 150
+SHOWN = 3000
 
 
 class Trained(NamedTuple):
@@ -37,7 +38,9 @@ def samples(sets: Sequence[tuple[str, torch.Tensor, dict[str, float]]], path: Pa
     for ax, (name, x, m) in zip(axes, sets, strict=True):
         _scatter(ax, x, 1.6, 0.45)
         far = x[distances(x).amin(dim=1) > STRAY]
-        ax.scatter(*far.T.numpy(), s=22, facecolors="none", edgecolors=INK, linewidths=0.7, zorder=3)
+        ax.scatter(
+            far[:, 0].numpy(), far[:, 1].numpy(), s=22, facecolors="none", edgecolors=INK, linewidths=0.7, zorder=3
+        )
         ax.set(xlim=(-1.85, 1.85), ylim=(-1.15, 1.15))
         ax.set_title(name, loc="left", fontsize=12, color=INK, weight="bold", pad=19)
         text = f"sliced W2 {m['sliced_w2']:.4f} ± {m['sliced_w2_sd']:.4f}, upper moon {100 * m['upper']:.1f} %"
@@ -46,15 +49,16 @@ def samples(sets: Sequence[tuple[str, torch.Tensor, dict[str, float]]], path: Pa
 
 
 def paths(rows: Sequence[tuple[str, torch.Tensor, Sequence[str]]], path: Path) -> None:
-    """A row a model: the states (k, n, 2) from noise to data, each with its label. A point keeps the colour of its end."""
+    """A row a model: the states (k, n, 2) from noise to data, each with its label, and at most SHOWN points of them. A point
+    keeps the colour of its end."""
     columns = max(len(labels) for _, _, labels in rows)
     figure = Figure(figsize=(2.3 * columns, 2.62 * len(rows)), dpi=DPI, facecolor="white")
     grid = figure.subplots(len(rows), columns, squeeze=False)
     figure.subplots_adjust(left=0.035, right=0.995, bottom=0.01, top=0.93, wspace=0.05, hspace=0.16)
     for axes, (name, states, labels) in zip(grid, rows, strict=True):
-        ends = distances(states[-1])
-        for ax, x, label in zip(axes, states, labels, strict=True):
-            _scatter(ax, x, 0.9, 0.4, ends)
+        ends = distances(states[-1, :SHOWN])
+        for ax, x, label in zip(axes, states[:, :SHOWN], labels, strict=True):
+            _scatter(ax, x, 1.2, 0.5, ends)
             ax.set(xlim=(-2.1, 2.1), ylim=(-2.1, 2.1))
             ax.set_title(label, fontsize=9.5, color=QUIET, pad=4)
         axes[0].text(-0.07, 0.5, name, transform=axes[0].transAxes, rotation=90, va="center", ha="center", fontsize=12,
@@ -123,7 +127,7 @@ def _losses(ax: Axes, model: Trained, colour: str) -> None:
 def _scatter(ax: Axes, x: torch.Tensor, size: float, alpha: float, coloured_by: torch.Tensor | None = None) -> None:
     near = distances(x) if coloured_by is None else coloured_by
     colours = np.where((near[:, 0] < near[:, 1]).numpy(), UPPER, LOWER)
-    ax.scatter(*x.T.numpy(), s=size, c=colours, alpha=alpha, linewidths=0)
+    ax.scatter(x[:, 0].numpy(), x[:, 1].numpy(), s=size, c=colours, alpha=alpha, linewidths=0)
     ax.set_aspect("equal")
     ax.set(xticks=[], yticks=[])
     ax.spines[:].set_color("#dfe3e8")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import textwrap
 from typing import Any
 
 from moons.measures import NOISE, STRAY
@@ -31,8 +32,9 @@ writes this page, its pictures and [results.json](results.json), which has every
 - **log density**: the mean, in nats, under the law of the data, known by quadrature. Above fresh data's: the moons are too
   thin. Below: points are where data hardly come.
 - **evaluations** of the network a sample; **s**: seconds for all samples.
-- **exact score**: the same sampler with the score of the data's law in the network's place. What it misses is the
-  sampler's doing.
+- **exact score**: the same sampler, with the same noise, and the score of the data's law in the network's place. What it
+  misses is the sampler's doing, or chance: turning the plane by half a turn swaps the moons and changes neither the law of
+  the data nor the samplers', so that with the exact score the share of each moon is one half.
 
 ## What is seen
 
@@ -63,10 +65,13 @@ along a cosine. What is sampled is the exponential average of the weights, of de
 
 The losses on fresh data are the averaged network's, over all noise levels; the least possible is the exact score's.
 
-Two errors are the samplers' and stay with the exact score. Returning the mean at the end, where the noise is {sigma_last},
-makes moons of thickness {noise} {narrower} % thinner (DDPM's chain ends with a noise of {chain_last}). And Langevin steps of
-size a keep, in a direction of variance v, the variance v/(1 - a/(4 v)): {wider} % too much where v = sigma^2, less in wider
-ones.
+Across a moon the data are nearly N(0, {noise}^2), and what a sampler makes of that Gaussian with the exact score is known:
+by `hb.reference.law_of` its standard deviation is {thickness} times the right one. DDPM's
+posterior variance is exact for data that are one point (Ho et al. 2020, section 3.2), and its last steps, which end at a
+noise of {chain_last}, are coarse for moons this thin; **large variance** is their other choice, beta itself
+(`hb.Ancestral(variance="transition")`). Of NCSN's two errors one is against the other: Langevin steps of size a keep, in a
+direction of variance v, the variance v/(1 - a/(4 v)), {wider} % too much where v = sigma^2 and less where v is larger; and
+returning the mean at the end, given a noise of {sigma_last}, makes moons {narrower} % thinner.
 
 Seed {seed}; halfbridge {halfbridge}, torch {torch}, numpy {numpy}, Python {python}; {threads} of {cpus} processors. All of it
 took {seconds} s, {cpu_seconds} s of processor time (other programs may have been running). With the same seed, versions and
@@ -100,6 +105,7 @@ def render(results: dict[str, Any]) -> str:
         if theirs
         else "Song and Ermon 2019, with other numbers",
         "training": "\n".join(_row(name, t) for name, t in trained.items()),
+        "thickness": ", ".join(f"{ratio:.3f} ({name})" for name, ratio in results["thickness"].items()),
         "narrower": f"{100 * (1 - NOISE / math.hypot(NOISE, s['sigma_last'])):.1f}",
         "wider": f"{100 * (1 / (1 - ratio / 4) - 1):.1f}",
         "seconds": f"{results['seconds']:.0f}",
@@ -137,13 +143,14 @@ def _seen(results: dict[str, Any], name: str) -> str:
     away = (m["sliced_w2"] - data["sliced_w2"]) / data["sliced_w2_sd"]
     least = min(m["upper"], 1.0 - m["upper"])
     modes = "Both modes are covered" if least > 0.25 else "A mode is missing" if least < 0.01 else "A mode is thin"
-    return (
+    text = (
         f"- **{name}**: sliced W2 {m['sliced_w2']:.4f} is {m['sliced_w2'] / data['sliced_w2']:.2f} times fresh data's "
-        f"{data['sliced_w2']:.4f}, {abs(away):.1f} of its standard deviations {'above' if away > 0 else 'below'}. {modes}: "
+        f"{data['sliced_w2']:.4f}, {abs(away):.1f} standard deviations {'above' if away > 0 else 'below'} it. {modes}: "
         f"{100 * m['upper']:.1f} % on the upper moon and {100 - 100 * m['upper']:.1f} % on the lower, "
         f"{abs(m['upper'] - 0.5) / m['upper_se']:.1f} standard errors from one half, and {100 * m['strays']:.2f} % strays. "
         f"The mean distance from the moons is {_percent(m, data)} than data's; with the exact score {_percent(exact, data)}."
     )
+    return textwrap.fill(text, 118, subsequent_indent="  ")
 
 
 def _percent(m: dict[str, float], data: dict[str, float]) -> str:
