@@ -14,13 +14,14 @@ TEST_JOBS ?= 2
 BIN     := $(VENV)/bin
 SOURCES := kernels nets solvers training
 
-.PHONY: help demo test lint bench setup clean
+.PHONY: help demo test lint bench results setup clean
 
 help:
 	@echo 'make demo   sample 8x8 digits with every core solver; tables and pictures in out/demo'
 	@echo 'make test   run the tests          (TEST_ARGS="-k heun" to choose)'
 	@echo 'make lint   ruff, and mypy --strict over the package'
 	@echo 'make bench  time plans and kernels against their peers, as ratios'
+	@echo 'make results  run the examples again: docs/results, some 20 minutes on one core'
 	@echo 'make setup  install all that developing needs in $(VENV)'
 	@echo 'make clean  remove what the other targets made, except $(VENV)'
 
@@ -42,6 +43,11 @@ bench: $(VENV)/installed-test
 	$(BIN)/python -m benchmarks.plan
 	$(BIN)/python -m benchmarks.normal
 	$(BIN)/python -m benchmarks.kernels
+
+# One thread each, whatever else runs: with the same number of threads the numbers are the same.
+results: $(VENV)/installed-test
+	OMP_NUM_THREADS=1 $(BIN)/python examples/half_moons.py
+	OMP_NUM_THREADS=1 $(BIN)/python examples/digits.py
 
 setup: $(VENV)/installed-dev
 
