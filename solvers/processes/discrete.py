@@ -66,7 +66,7 @@ class DiscreteVP(BetaClock):
     def _on(self, device: torch.device) -> tuple[Tensor, Tensor]:
         """The rates and the ticks on that device, copied there once."""
         if device not in self._tables:
-            with torch.inference_mode(False):  # or no gradient passes them later
+            with torch.inference_mode(False):  # whose tensors torch.compile refuses
                 rates, ticks = (torch.tensor(v, dtype=torch.float64, device=device) for v in (self._rates, self._ticks))
             self._tables[device] = rates, ticks
         return self._tables[device]

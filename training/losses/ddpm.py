@@ -65,10 +65,11 @@ def prior_kl(process: Process, x0: torch.Tensor) -> torch.Tensor:
     reach the end of a learned schedule."""
     end = torch.tensor(process.T, dtype=torch.float64, device=x0.device)
     prior = process.prior_std
-    log_ratio = 2.0 * (process._sigma(end) / prior).log()
+    alpha: torch.Tensor = process._alpha(end) / prior
+    log_ratio: torch.Tensor = 2.0 * (process._sigma(end) / prior).log()
     square = x0.double().flatten(1).square().sum(dim=1)
     d = math.prod(x0.shape[1:])
-    return 0.5 * (square * (process._alpha(end) / prior) ** 2 + d * (torch.expm1(log_ratio) - log_ratio))
+    return 0.5 * (square * alpha**2 + d * (torch.expm1(log_ratio) - log_ratio))
 
 
 def ddpm_elbo(
@@ -145,7 +146,7 @@ class _Chain:
         # beta~_i = beta_i sigma_{i-1}^2/sigma_i^2, at the step 1 that of the step 2
         later = steps.clamp(min=2.0)
         ratio = process._sigma(later - 1.0).log() - process._sigma(later).log()
-        self.log_posterior = self.beta_at(later).log() + 2.0 * ratio
+        self.log_posterior: torch.Tensor = self.beta_at(later).log() + 2.0 * ratio
 
     def wide(self, c: torch.Tensor) -> torch.Tensor:
         return c.view(-1, *[1] * (self.x0.ndim - 1))

@@ -90,7 +90,7 @@ def reconstruction(process: Process, x0: torch.Tensor, levels: Discretised | Non
     """
     d = math.prod(x0.shape[1:])
     start = torch.tensor(process.t_min, dtype=torch.float64, device=x0.device)
-    gamma = -2.0 * process._half_log_snr(start)
+    gamma: torch.Tensor = -2.0 * process._half_log_snr(start)
     if levels is None:
         return 0.5 * d * (math.log(2.0 * math.pi) + 1.0 + gamma).expand(len(x0))
     return level_nll(gamma, levels)[levels.index(x0).long()].flatten(1).sum(dim=1)
