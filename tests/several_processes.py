@@ -79,7 +79,7 @@ def breaks(folder):
         calls = 0
 
         def forward(self, x, t):
-            self.calls += 1
+            self.calls += self.training
             bad = self.calls == 4 and current().index == current().count - 1
             return super().forward(x, t) * (math.nan if bad else 1.0)
 

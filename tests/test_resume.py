@@ -12,7 +12,7 @@ import torch
 
 import halfbridge as hb
 from halfbridge.nets import MLP
-from halfbridge.training import checkpoint, data, fit_score
+from halfbridge.training import checkpoint, data, fit_score, objectives
 from halfbridge.training.log import read
 
 
@@ -138,6 +138,33 @@ def test_a_folder_is_begun_once(tmp_path):
             train(tmp_path / "other" / "thesis.tex", resume)
     with pytest.raises(ValueError, match="resume = True goes on with a run in a folder; pass its folder as out="):
         train(resume=True)
+
+
+def test_a_run_whose_config_was_changed_is_not_gone_on_with(tmp_path):
+    train(tmp_path, steps=2)
+    path = tmp_path / "config.json"
+    whole = path.read_text()
+    for text, message in [
+        ("{}", "config.json is no run's config: it has net = None; restore it"),
+        (whole.replace("20.0", "19.0"), "process.beta_max = 19.0 but was 20.0; restore .*config.json"),
+    ]:
+        path.write_text(text)
+        with pytest.raises(ValueError, match=message):
+            train(tmp_path, True, steps=3)
+        assert path.read_text() == text
+
+
+def test_a_first_step_that_cannot_be_made_leaves_no_folder(tmp_path):
+    def fails(net, x0, noise):
+        net(x0, noise.uniform())
+        raise ValueError("a bad option")
+
+    net, out = MLP(2, hidden=8, depth=1), tmp_path / "run"
+    failing = type("Failing", (objectives.Denoising,), {"__call__": lambda self, *rest: fails(*rest)})(hb.VP())
+    with pytest.raises(ValueError, match="a bad option"):
+        fit_score(net, data.moons(64, 0), objective=failing, steps=2, batch_size=8, out=out)
+    assert not out.exists()
+    assert net.training
 
 
 def test_a_damaged_checkpoint_is_not_gone_on_from(tmp_path):

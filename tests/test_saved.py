@@ -5,10 +5,11 @@ import torch
 from random_nets import P, X, assert_same_field, random_mlp, randomise
 
 import halfbridge as hb
-from halfbridge.nets import as_field
+from halfbridge.nets import MLP, as_field
 from halfbridge.nets.labels import scaled
 from halfbridge.nets.precondition import Precondition
 from halfbridge.nets.unet import UNet
+from halfbridge.training import fit_score
 from halfbridge.training.losses import LearnedSchedule
 from halfbridge.training.objectives import Denoising, make
 from halfbridge.training.saved import load, save
@@ -102,6 +103,27 @@ def test_objectives_come_back_with_what_they_learned(name, tmp_path):
         assert fresh.half_log_snr(t) != saved.process.half_log_snr(t)
         with pytest.raises(ValueError, match=r"the objective in .* is of another architecture"):
             load(tmp_path / "net.safetensors", objective=make("vdm", schedule=LearnedSchedule(hidden=3)))
+
+
+def test_a_network_that_was_always_told_the_class_has_no_field_without_one(tmp_path):
+    x, classes = torch.randn(16, 2, generator=torch.Generator().manual_seed(0)), torch.arange(16) % 2
+    some = classes.clone()
+    some[3] = -1
+    for name, told, dropout in [("always", classes, 0.0), ("dropped", classes, 0.1), ("some", some, 0.0)]:
+        net = MLP(2, hidden=8, depth=1, classes=2)
+        fit_score(net, x, P, classes=told, class_dropout=dropout, steps=1, batch_size=8, out=tmp_path / name)
+        found = load(tmp_path / name)
+        assert found.no_class == (name != "always")
+        if found.no_class:
+            assert found.field.noise(0.5, x).shape == x.shape
+            continue
+        found.as_field(classes=1).noise(0.5, x)
+        for options in ({}, {"classes": -1}, {"classes": some}, {"classes": 1, "guidance": 0.5}):
+            with pytest.raises(ValueError, match="class_dropout = 0, always told the class"):
+                found.as_field(**options)
+        save(tmp_path / "net.safetensors", found.net, objective=found.objective, record=found.record)
+        with pytest.raises(ValueError, match="classes = None"):
+            load(tmp_path / "net.safetensors").field  # noqa: B018
 
 
 class Own(torch.nn.Module):

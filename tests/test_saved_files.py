@@ -115,7 +115,7 @@ def run_folder(folder, net, objective, decays):
         "settings": {"ema_decay": decays},
     }
     checkpoint.write(folder / "checkpoints", {"model/net.first.bias": torch.zeros(1)}, {}, step=2)
-    checkpoint.write(folder / "checkpoints", tensors, {"state": record}, step=3)
+    checkpoint.write(folder / "checkpoints", tensors, {"config": config, "state": record}, step=3)
     durable.write_file(folder / "config.json", jsontext.dumps(config, indent=2).encode())
     return [average.model for average in averages]
 
@@ -155,12 +155,29 @@ def test_a_damaged_run_is_told(tmp_path):
         load(tmp_path / "nothing")
     with pytest.raises(ValueError, match=r"average = 0.9"):
         load(tmp_path / "config.json", average=0.9)
-    (tmp_path / "checkpoints" / "step-000000003.json").write_text("{")
-    with pytest.raises(checkpoint.CheckpointError, match=r"step 3.*is damaged.*step=2"):
-        load(tmp_path)
     (tmp_path / "config.json").write_text('{"net": 3}')
     with pytest.raises(ValueError, match="no run's config: it has net = 3"):
         load(tmp_path)
     (tmp_path / "config.json").write_text("{")
     with pytest.raises(ValueError, match="not a config"):
         load(tmp_path)
+    (tmp_path / "checkpoints" / "step-000000003.json").write_text("{")
+    with pytest.raises(checkpoint.CheckpointError, match=r"step 3.*is damaged.*step=2"):
+        load(tmp_path)
+
+
+def test_a_config_that_was_changed_does_not_change_the_field_in_silence(tmp_path):
+    run_folder(tmp_path, random_mlp(), Denoising(P), 0.9)
+    path = tmp_path / "config.json"
+    whole = json.loads(path.read_text())
+    for change, message in [
+        ({"process": {**whole["process"], "beta_max": 5.0}}, r"process.beta_max = 5.0 but was 15.0; restore .*config.json"),
+        ({"predicts": "data"}, "of step 3 was trained with: it has another configuration: predicts = 'data' but was"),
+        ({"settings": {"ema_decay": 0.5}}, "settings.ema_decay = 0.5 but was 0.9"),
+        ({"settings": {"lrr": 0.5}}, "no run's config: there is no setting 'lrr'"),
+    ]:
+        path.write_text(json.dumps({**whole, **change}))
+        with pytest.raises(ValueError, match=message):
+            load(tmp_path)
+    path.write_text(json.dumps({**whole, "data": 3, "settings": {**whole["settings"], "keep": 7}}))
+    assert load(tmp_path).data == {"name": "moons", "n": 100}  # the checkpoint's

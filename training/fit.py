@@ -80,7 +80,8 @@ def fit_score(
     settings, changes: `training.settings.Settings`, whose fields are keywords here too (steps, batch_size, lr, clip, ...).
     progress: show steps, loss and speed. callback: called with a `TrainingState` after each step.
 
-    out: a folder for the run, new or empty: its config, checkpoints, log and pictures (see `training.folder`). A run that
+    out: a folder for the run, new or empty: its config, checkpoints, log and pictures (see `training.folder`), made once the
+    loss of an example could be evaluated. A run that
     was killed at any moment goes on with the same call and resume=True, or "auto", which begins where there is nothing yet;
     on a CPU with the same number of threads it ends in the same bits as one never interrupted. What is trained may not
     change then; `steps` may (with a constant schedule), and what is written and shown: save_every, keep, log_every,
@@ -104,9 +105,11 @@ def fit_score(
     if out is None and resume is not False:
         raise ValueError(f"resume = {resume!r} goes on with a run in a folder; pass its folder as out=")
     folder = None if out is None else RunFolder(Path(out), describe_run(net, chosen, data, examples, classes, settings))
-    begun = None if folder is None else _begin(folder, resume, workers)
-
     trainer = Trainer(net, chosen, examples, classes, settings, workers)
+    if folder is not None:
+        with training_mode(trainer.model, trainer.device):
+            trainer.rehearse()
+    begun = None if folder is None else _begin(folder, resume, workers)
     if folder is not None and begun is not None:
         folder.load(trainer, begun)
     with training_mode(trainer.model, trainer.device), watch(folder is not None) as asked:

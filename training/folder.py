@@ -14,9 +14,9 @@ from typing import Any, Literal
 
 import torch
 
-from halfbridge.training import checkpoint, jsontext, recipe, states
+from halfbridge.training import checkpoint, jsontext, states
 from halfbridge.training.durable import PARTIAL, write_file
-from halfbridge.training.runs import check_same_run
+from halfbridge.training.runs import check_same_run, check_untouched, read_config
 from halfbridge.training.trainer import Trainer
 
 __all__ = ["Resume", "RunFolder"]
@@ -36,7 +36,7 @@ class RunFolder:
 
         A folder with nothing in it is begun by False and "auto", one with a run is gone on from by True and "auto", also one
         that was killed before its first checkpoint. FileExistsError or FileNotFoundError otherwise; ValueError for a run
-        that another config began.
+        that another config began, that is damaged, or whose config.json was changed.
         """
         began = (self.path / "config.json").exists()
         if self.path.exists() and not began and not self._is_empty():
@@ -51,9 +51,14 @@ class RunFolder:
             raise FileNotFoundError(
                 f"out = {str(self.path)!r} holds no run to resume; pass resume='auto' to begin one where there is none"
             )
-        if began:
-            check_same_run(recipe.read(self.path / "config.json"), self.config, f"the run in {self.path}")
         at = max(checkpoint.steps(self.checkpoints), default=None)
+        if began:
+            old = (
+                read_config(self.path)
+                if at is None
+                else check_untouched(self.path, checkpoint.read(self.checkpoints, at))
+            )
+            check_same_run(old, self.config, f"the run in {self.path}")
         if at is not None and at > self.config["settings"]["steps"]:
             raise ValueError(
                 f"steps = {self.config['settings']['steps']}, but the run in {self.path} is at step {at}; pass more, or "

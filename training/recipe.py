@@ -86,7 +86,12 @@ def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, tup
     return dict(_differences("", jsontext.loads(jsontext.dumps(old)), jsontext.loads(jsontext.dumps(new))))
 
 
-def check_same(old: Mapping[str, Any], new: Mapping[str, Any], what: str) -> None:
+def check_same(
+    old: Mapping[str, Any],
+    new: Mapping[str, Any],
+    what: str,
+    remedy: str = "pass the values that it was begun with, or begin a run in another folder",
+) -> None:
     """Raise ValueError unless the configs agree, naming the first few entries that do not, with both values.
 
     what: whose config `old` is, e.g. "the run in runs/x".
@@ -95,10 +100,7 @@ def check_same(old: Mapping[str, Any], new: Mapping[str, Any], what: str) -> Non
     if found:
         told = [f"{key} = {_shown(b)} but was {_shown(a)}" for key, (a, b) in found.items()]
         more = f" and {len(told) - 4} more" if len(told) > 4 else ""
-        raise ValueError(
-            f"{what} has another configuration: {'; '.join(told[:4])}{more}; pass the values that it was begun with, or "
-            "begin a run in another folder"
-        )
+        raise ValueError(f"{what} has another configuration: {'; '.join(told[:4])}{more}; {remedy}")
 
 
 def read(path: str | PathLike[str]) -> dict[str, Any]:

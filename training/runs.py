@@ -1,18 +1,22 @@
-"""What a run is called with, as JSON values: enough to tell whether a call goes on with it, and to build it again."""
+"""What a run is called with, as JSON values: enough to tell whether a call goes on with it, and to build it again.
+
+It is in config.json, to be read by people, and in each checkpoint, where a SHA-256 covers it: that one is gone by.
+"""
 
 from __future__ import annotations
 
 import hashlib
+from pathlib import Path
 from typing import Any
 
 import torch
 
-from halfbridge.training import recipe
+from halfbridge.training import checkpoint, recipe
 from halfbridge.training.data import Dataset
 from halfbridge.training.objectives import Objective
 from halfbridge.training.settings import Settings
 
-__all__ = ["check_same_run", "describe_run"]
+__all__ = ["check_same_run", "check_untouched", "describe_run", "read_config"]
 
 CALLED = ("net", "objective", "process", "predicts", "labels", "examples")
 
@@ -25,7 +29,8 @@ def describe_run(
     classes: torch.Tensor | None,
     settings: Settings,
 ) -> dict[str, Any]:
-    """`recipe.describe`, the data's config (None for a user's tensors) and digest, the settings, and the versions."""
+    """`recipe.describe`, the data's config (None for a user's tensors) and digest, whether the network sees examples of no
+    class, the settings, and the versions."""
     known = isinstance(data, Dataset) and data.config is not None
     return {
         **recipe.describe(net, objective=objective),
@@ -36,15 +41,48 @@ def describe_run(
             "sha256": _digest(examples),
             "classes": None if classes is None else _digest(classes),
         },
+        "no_class": classes is not None and (settings.class_dropout > 0.0 or bool((classes < 0).any())),
         "settings": settings.config,
         "versions": recipe.versions(),
     }
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """The config.json of a run. FileNotFoundError where there is none, ValueError for what is no run's config."""
+    config = recipe.read(folder / "config.json")
+    kinds = {"net": dict, "objective": dict | None, "process": dict | None, "predicts": str, "settings": dict}
+    for key, kind in kinds.items():
+        if not isinstance(config.get(key, ...), kind):
+            raise ValueError(
+                f"{folder / 'config.json'} is no run's config: it has {key} = {config.get(key)!r}; restore it"
+            )
+    try:
+        Settings.load(config["settings"])
+    except (ValueError, TypeError) as error:
+        raise ValueError(f"{folder / 'config.json'} is no run's config: {error}; restore it") from error
+    return config
+
+
+def check_untouched(folder: Path, saved: checkpoint.Checkpoint) -> dict[str, Any]:
+    """The config that a checkpoint was written with. ValueError, naming entries and both values, if the folder's config.json
+    is of another run."""
+    path, config = folder / "config.json", saved.record.get("config")
+    if not isinstance(config, dict):
+        raise ValueError(f"the checkpoint of step {saved.step} in {folder} is of no run: it has no config")
+    what = f"{path} is not what the checkpoint of step {saved.step} was trained with: it"
+    recipe.check_same(*_trained(config, read_config(folder)), what, f"restore {path}")
+    return config
 
 
 def check_same_run(old: dict[str, Any], new: dict[str, Any], what: str) -> None:
     """ValueError, naming entries and both values, unless `new` goes on with the run that `old` began: what is trained is the
     same. Versions may differ, and what `Settings.fixed` leaves free.
     """
+    recipe.check_same(*_trained(old, new), what)
+
+
+def _trained(old: dict[str, Any], new: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The part of each that says what is trained."""
     before, now = (
         {name: config.get(name) for name in CALLED} | {"settings": Settings.load(config["settings"]).fixed()}
         for config in (old, new)
@@ -52,7 +90,7 @@ def check_same_run(old: dict[str, Any], new: dict[str, Any], what: str) -> None:
     for one, other in ((before, now), (now, before)):
         if one["settings"]["schedule"] != other["settings"]["schedule"]:
             one["settings"].pop("steps", None)  # say what is wrong, not what follows from it
-    recipe.check_same(before, now, what)
+    return before, now
 
 
 def _digest(tensor: torch.Tensor) -> str:

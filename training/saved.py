@@ -17,6 +17,7 @@ from halfbridge.solvers.processes import Process
 from halfbridge.training import checkpoint, netfile, objectives, recipe
 from halfbridge.training import labels as label_types
 from halfbridge.training.objectives import Denoising, Objective
+from halfbridge.training.runs import check_untouched
 
 __all__ = ["Saved", "load", "save"]
 
@@ -49,17 +50,26 @@ class Saved:
         return int(getattr(self.net, "classes", 0) or 0)
 
     @property
+    def no_class(self) -> bool | None:
+        """Whether the network, if it has classes, was trained on examples of no class too, as guidance needs (class_dropout);
+        None: not known, of a file whose record does not say."""
+        return self.record.get("no_class")
+
+    @property
     def data(self) -> dict[str, Any] | None:
         """The config in the record of the data trained on, which `data.load` takes; None where that came as tensors."""
         return self.record.get("data")
 
     @property
     def field(self) -> Field:
-        """The network as a field, of no class if it has classes."""
+        """The network as a field, of no class if it has classes. ValueError as of `as_field`."""
         return self.as_field()
 
     def as_field(self, **options: Any) -> Field:
-        """The network as a field; options as of `nets.as_field`: classes, guidance."""
+        """The network as a field; options as of `nets.as_field`: classes, guidance. ValueError for no class, and guidance
+        away from it, of a network that was never trained on that."""
+        if self.classes and self.no_class is False:
+            _check_classes(**options)
         if self.objective is not None:
             return self.objective.field(self.net, **options)
         return as_field(self.net, self.process, self.predicts, **{"labels": self.labels, **options})
@@ -149,6 +159,16 @@ def load(
     return Saved(net.eval(), process, predicts, labels, objective, step, average, record)
 
 
+def _check_classes(classes: int | torch.Tensor | None = None, guidance: float = 0.0, **others: Any) -> None:
+    untold = classes is None or bool((torch.as_tensor(classes) < 0).any())
+    if untold or guidance:
+        what = f"guidance = {guidance}" if guidance else f"classes = {None if classes is None else -1}"
+        raise ValueError(
+            f"{what}: the network was trained with class_dropout = 0, always told the class, so that what it returns for none "
+            f"was never trained; {'leave guidance out' if guidance else 'name a class'}, or train with class_dropout = 0.1"
+        )
+
+
 def _net(
     described: Mapping[str, Any], net: torch.nn.Module | None, weights: dict[str, torch.Tensor], path: Path
 ) -> torch.nn.Module:
@@ -233,15 +253,10 @@ def _read_run(folder: Path, average: float | None) -> tuple[dict[str, Any], dict
         inside = (folder.parent / "config.json").exists()
         raise FileNotFoundError(
             f"{folder} is no run's folder: it has no config.json; "
-            + (f"pass {folder.parent}" if inside else "pass the folder that was out= in training")
+            + (f"pass {folder.parent}" if inside else "pass the folder that training wrote to")
         )
-    config = recipe.read(folder / "config.json")
-    kinds = {"net": dict, "objective": dict | None, "process": dict | None, "predicts": str, "settings": dict}
-    for key, kind in kinds.items():
-        if not isinstance(config.get(key, ...), kind):
-            raise ValueError(
-                f"{folder / 'config.json'} is no run's config: it has {key} = {config.get(key)!r}; restore it"
-            )
+    found = checkpoint.read(folder / "checkpoints")
+    config = check_untouched(folder, found)
     decays = config["settings"]["ema_decay"]
     decays = decays if isinstance(decays, list) else [decays]
     if average is None:
@@ -251,5 +266,4 @@ def _read_run(folder: Path, average: float | None) -> tuple[dict[str, Any], dict
         raise ValueError(
             f"average = {average} is none of the run's: {', '.join(map(str, decays))}, or 0.0 for the weights themselves"
         )
-    found = checkpoint.read(folder / "checkpoints")
     return config, _under(prefixes[average], found.tensors), found.step, average

@@ -105,6 +105,22 @@ class Trainer:
         self.step += 1
         return Step(loss, size, lr, stop)
 
+    def rehearse(self) -> None:
+        """Evaluate the loss of one example in eval mode and forget it, so that what cannot be trained raises what it raises
+        before anything is written."""
+        settings, buffers = self.settings, [buffer.clone() for buffer in self.model.buffers()]
+        first = self.rows[0][0]
+        rows = shuffled(len(self.data), settings.seed, self.step, settings.batch_size)[first : first + 1]
+        x0 = self.data[rows.to(self.data.device)]
+        noise = StepNoise(settings.seed, self.step, settings.batch_size, x0, first)
+        self.model.eval()
+        try:
+            self.objective(self._network(rows, noise), x0, noise)
+        finally:
+            self.model.train()
+            for buffer, before in zip(self.model.buffers(), buffers, strict=True):
+                buffer.copy_(before)
+
     def _gradient(self) -> torch.Tensor:
         """Leave this process's part of the gradient of the batch's mean loss; return its part of the loss, float64."""
         settings, total = self.settings, torch.zeros((), dtype=torch.float64, device=self.device)
