@@ -3,24 +3,26 @@
 from __future__ import annotations
 
 import argparse
-import difflib
 import os
 import re
 import shutil
 import sys
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
+
+from halfbridge.solvers.nearest import near, nearest
 
 __all__ = [
     "Commands",
     "Parser",
     "count",
     "fail",
-    "nearest",
     "number",
     "numbers",
     "one_or_several",
     "parts",
+    "path",
     "switch",
     "whole",
 ]
@@ -38,13 +40,16 @@ class Parser(argparse.ArgumentParser):
         super().__init__(**{"allow_abbrev": False, "formatter_class": _Help, **options})
         self.expand: Callable[[list[str]], list[str]] = list
         """What arguments stand for."""
+        self._negative_number_matcher = re.compile(
+            r"-(\d|\.\d|inf)[\d.,eEinf+-]*$"
+        )  # so that -1,1 is a value, not an option
 
     def error(self, message: str) -> NoReturn:
         unknown = re.search(r"invalid choice: '([^']*)' \(choose from (.*)\)", message)
         if unknown:
             choices = re.findall(r"[\w-]+", unknown[2])
             option = message[: unknown.start()] if "argument -" in message else ""
-            message = f"{option}there is no {unknown[1]!r}{nearest(unknown[1], choices)}"
+            message = f"{option}there is no {unknown[1]!r}; {nearest(unknown[1], choices)}"
         raise SystemExit(fail(f"{message} (see {self.prog} --help)"))
 
     def parse_known_args(  # type: ignore[override]
@@ -55,7 +60,9 @@ class Parser(argparse.ArgumentParser):
         if unknown:
             word = unknown[0].partition("=")[0]
             options = [o for action in self._actions for o in action.option_strings]
-            self.error(f"unrecognized arguments: {' '.join(unknown)}{nearest(word, options, told=False)}")
+            found = near(word, options)
+            hint = "" if found is None else f"; did you mean {found!r}?"
+            self.error(f"unrecognized arguments: {' '.join(unknown)}{hint}")
         return parsed, []
 
 
@@ -76,18 +83,19 @@ def _shown(value: Any) -> str:
     return (shown or str(value)).replace("%", "%%")
 
 
-def nearest(word: str, known: Sequence[str], *, told: bool = True) -> str:
-    """ "; did you mean ...?", or, if `told`, what there is."""
-    near = difflib.get_close_matches(word, known, n=1)
-    return f"; did you mean {near[0]!r}?" if near else f"; there are {', '.join(known)}" if told else ""
-
-
 def fail(message: str, status: int = 2) -> int:
     """Print an error on one line, and return the exit status."""
     process = os.environ.get("RANK", "0")
     where = "" if process == "0" else f" in process {process}"
     print(f"halfbridge: error{where}: {' '.join(message.split())}", file=sys.stderr)
     return status
+
+
+def path(text: str) -> str:
+    """A file or folder, ~ being the home folder."""
+    if not text.strip():
+        raise argparse.ArgumentTypeError("the name is empty")
+    return str(Path(text).expanduser())
 
 
 def whole(text: str) -> int:

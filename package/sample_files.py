@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -31,6 +32,11 @@ def check(path: Path) -> None:
         raise ValueError(f"--out {path} must end in one of {', '.join(SUFFIXES)}")
     if path.is_dir():
         raise ValueError(f"--out {path} is a folder; pass a file in it, such as {path / 'samples.png'}")
+    above = next(folder for folder in path.absolute().parents if folder.exists())
+    if not above.is_dir():
+        raise ValueError(f"--out {path}: {above} is a file, not a folder; pass another folder")
+    if not os.access(above, os.W_OK | os.X_OK):
+        raise ValueError(f"--out {path}: {above} cannot be written to; pass another folder")
 
 
 def write(

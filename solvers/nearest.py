@@ -1,15 +1,27 @@
-"""What is said of a name that nothing has."""
+"""What is said of a name that nothing has, and when two names are one."""
 
 from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable
 
-__all__ = ["nearest"]
+__all__ = ["fold", "near", "nearest"]
+
+
+def fold(name: object) -> str:
+    """Names are one where this is: "DPM++" and "dpm_pp"."""
+    return str(name).strip().lower().replace("-", "").replace("_", "").replace("+", "p")
+
+
+def near(name: object, known: Iterable[str]) -> str | None:
+    """The known name that is nearest, if one is near."""
+    folded = {fold(one): one for one in known}
+    found = difflib.get_close_matches(fold(name), folded, n=1)
+    return folded[found[0]] if found else None
 
 
 def nearest(name: object, known: Iterable[str]) -> str:
-    """The end of an error on an unknown name: the nearest known one, or all of them where none is near."""
+    """ "did you mean 'heun'?" where a known name is near, else "there are 'ddim', 'heun', ...", for the end of an error."""
     names = [*known]
-    near = difflib.get_close_matches(str(name), names, n=1)
-    return f"did you mean {near[0]!r}?" if near else f"there are {', '.join(map(repr, names))}"
+    found = near(name, names)
+    return f"there are {', '.join(map(repr, names))}" if found is None else f"did you mean {found!r}?"

@@ -72,7 +72,7 @@ def test_the_ddpm_process_has_the_thousand_linear_betas():
         (["table", "--solver", "ddmi"], "there is no solver 'ddmi'; did you mean 'DDIM'?"),
         (["table", "--solver", "dpm3", "--process", "cosine"], "did you mean 'CosineVP'?"),
         (["table", "--solver", "dpm3", "--grid", "karas"], "did you mean 'karras'?"),
-        (["table", "--solver", "zzz"], "there are EulerMaruyama"),
+        (["table", "--solver", "zzz"], "there are 'EulerMaruyama'"),
         (["table", "--solver", "DDIM(eta=2)"], "eta = 2"),
         (["table", "--solver", "DDIM(steps=2)"], "'steps'"),
         (["table", "--solver", "DDIM(eta=1+x)"], "'1 + x' is not a literal"),

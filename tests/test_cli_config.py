@@ -7,6 +7,7 @@ import re
 import shlex
 
 import pytest
+import yaml
 from command import refused, run
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -74,7 +75,7 @@ SETTINGS = st.builds(
 def parsed(*arguments):
     """What the command was told, without what it says of files."""
     found = vars(PARSER.parse_args([str(argument) for argument in arguments]))
-    return {k: v for k, v in found.items() if k not in ("config", "save_config", "print_config", "parser", "run")}
+    return {k: v for k, v in found.items() if k not in ("config", "save_config", "parser", "run")}
 
 
 def flags(values):
@@ -91,8 +92,15 @@ def flags(values):
     return words
 
 
+def written(values, suffix):
+    """A config file of them, as a user would write it."""
+    if suffix == ".toml":
+        return config_file.text(values)
+    return yaml.safe_dump({k: list(v) if isinstance(v, tuple) else v for k, v in values.items()}, allow_unicode=True)
+
+
 def settable(command):
-    return config_file.settable(PARSER.parse_args([*COMMANDS[command], "--print-config"]).parser)
+    return config_file.settable(PARSER.parse_args(COMMANDS[command]).parser)
 
 
 @pytest.fixture(scope="module")
@@ -107,7 +115,7 @@ def test_any_settings_are_the_same_by_flags_and_by_a_file(folder, chosen, suffix
     told = parsed("train", "sgm", *flags(values))
     assert train.settings(argparse.Namespace(**told)) == chosen
     file = folder / f"settings{suffix}"
-    file.write_text(config_file.text(values, suffix), encoding="utf-8")
+    file.write_text(written(values, suffix), encoding="utf-8")
     assert parsed("train", "sgm", "--config", file) == told
 
 
@@ -121,10 +129,10 @@ def test_every_other_option_is_the_same_by_flag_and_by_a_file(tmp_path, command,
     for name, value in others.items():
         told = parsed(*COMMANDS[command], *flags({name: value}))
         assert told == {**default, name: value} != default
-        for written in (name, name.replace("_", "-")):
-            file.write_text(config_file.text({written: value}, suffix), encoding="utf-8")
+        for spelt in (name, name.replace("_", "-")):
+            file.write_text(written({spelt: value}, suffix), encoding="utf-8")
             assert parsed(*COMMANDS[command], "--config", file) == told
-    file.write_text(config_file.text(others, suffix), encoding="utf-8")
+    file.write_text(written(others, suffix), encoding="utf-8")
     assert parsed(*COMMANDS[command], "--config", file) == parsed(*COMMANDS[command], *flags(others))
 
 
@@ -135,14 +143,11 @@ def test_every_other_option_is_the_same_by_flag_and_by_a_file(tmp_path, command,
 ])  # fmt: skip
 def test_a_saved_config_asks_for_the_same_run(capsys, tmp_path, command, more):
     told = parsed(*COMMANDS[command], *more)
-    status, printed, _ = run(capsys, *COMMANDS[command], *more, "--print-config")
-    assert status == 0
-    for name in ("a.toml", "b.yaml"):
-        assert run(capsys, *COMMANDS[command], *more, "--save-config", tmp_path / name)[0] == 0
-        assert parsed(*COMMANDS[command], "--config", tmp_path / name) == told
-    assert (tmp_path / "a.toml").read_text() == printed
-    again = run(capsys, *COMMANDS[command], "--config", tmp_path / "a.toml", "--print-config")
-    assert again == (0, printed, "")
+    assert run(capsys, *COMMANDS[command], *more, "--save-config", tmp_path / "a.toml")[0] == 0
+    assert parsed(*COMMANDS[command], "--config", tmp_path / "a.toml") == told
+    again = ["--config", tmp_path / "a.toml", "--save-config", tmp_path / "b.toml"]
+    assert run(capsys, *COMMANDS[command], *again)[0] == 0
+    assert (tmp_path / "a.toml").read_text() == (tmp_path / "b.toml").read_text()
 
 
 def test_flags_prevail_over_the_file(tmp_path):
@@ -171,6 +176,10 @@ def test_values_that_mean_one_flag_are_one_value(tmp_path):
 @pytest.mark.parametrize(
     ("name", "text", "message"),
     [
+        ("a.yaml", "steps: 1:30", "a.yaml: steps = '1:30': '1:30' is not a whole number"),
+        ("a.yaml", "betas: &b [*b]", "a list holds itself"),
+        ("a.toml", b"data = '\xff'", "a.toml is not text in UTF-8"),
+        ("a.toml", "loss = 'edm'\nobjective = 'ddpm'", "'objective' is there twice"),
         ("a.toml", "stpes = 3", "a.toml: there is no setting 'stpes'; did you mean 'steps'?"),
         ("a.yaml", "save-evry: 3", "did you mean 'save_every'?"),
         ("a.toml", "config = 'b.toml'", "there is no setting 'config'"),
@@ -191,15 +200,58 @@ def test_values_that_mean_one_flag_are_one_value(tmp_path):
 )
 def test_a_bad_config_is_named_with_its_line(capsys, tmp_path, name, text, message):
     if text is not None:
-        (tmp_path / name).write_text(text)
+        (tmp_path / name).write_bytes(text if isinstance(text, bytes) else text.encode())
     assert message in refused(capsys, "train", "sgm", "--config", tmp_path / name)
 
 
 def test_a_config_that_would_not_run_is_not_written(capsys, tmp_path):
     message = refused(capsys, "train", "sgm", "--optimizer", "adma", "--save-config", tmp_path / "run.toml")
     assert "did you mean 'adam'?" in message
-    assert "ends in .toml" in refused(capsys, "train", "sgm", "--save-config", tmp_path / "run.json")
+    assert "must end in .toml" in refused(capsys, "train", "sgm", "--save-config", tmp_path / "run.json")
+    for words in (["--net", "foo"], ["--net", "mlp", "--precondition", "foo"]):
+        assert "there is no" in refused(capsys, "train", "sgm", *words, "--save-config", tmp_path / "run.toml")
     assert not list(tmp_path.iterdir())
+
+
+def test_of_several_files_the_later_prevail_and_each_must_be_there(capsys, tmp_path):
+    (tmp_path / "a.toml").write_text("steps = 1\nlr = 0.5")
+    (tmp_path / "b.yaml").write_text("steps: 010\nloss: edm")
+    told = parsed("train", "sgm", "--config", tmp_path / "a.toml", "--config", tmp_path / "b.yaml")
+    assert (told["steps"], told["lr"], told["objective"]) == (10, 0.5, "edm")
+    missing = ["--config", tmp_path / "none.toml", "--config", tmp_path / "a.toml"]
+    assert "there is no file" in refused(capsys, "train", "sgm", *missing)
+
+
+@pytest.mark.parametrize(
+    ("given", "kept"), [("--evaluations=9", (None, 9)), ("--steps=3", (3, None)), ("-n=2", (10, None))]
+)
+def test_a_flag_prevails_over_what_it_excludes_in_the_file(tmp_path, given, kept):
+    (tmp_path / "a.toml").write_text("steps = 10")
+    told = parsed("sample", "runs/x", "--config", tmp_path / "a.toml", given)
+    assert (told["steps"], told["evaluations"]) == kept
+
+
+def test_home_and_negative_numbers_are_read_as_they_are_meant(capsys, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "a.toml").write_text("out = '~/runs'")
+    for words in (["--out", "~/runs"], ["--config", "~/a.toml"]):
+        assert parsed("train", "sgm", *words)["out"] == str(tmp_path / "runs")
+    told = parsed("sample", "~/runs/x", "--range", "-1,1", "--guidance", "-.5", "--out", "~/x.png")
+    assert (told["folder"], told["range"], told["guidance"]) == (str(tmp_path / "runs/x"), (-1.0, 1.0), -0.5)
+    assert told["out"] == str(tmp_path / "x.png")
+    for words in (["--data", "moons", "--out", ""], ["--data", "", "--out", tmp_path / "run"]):
+        assert "empty" in refused(capsys, "train", "sgm", *words)
+
+
+@pytest.mark.parametrize(("command", "named"), [
+    ("train sgm", ["unet(width=64", "mlp(hidden=256", "vdm(", "learned(gamma_0", "discretised(levels=256", "VP(beta_min=0.1", "n_per_class=None",
+                   "edm(sigma_data=0.5)", "min_snr(gamma=5.0)", "log_normal(mean="]),
+    ("sample", ["DDIM(eta=0.0)", "karras(rho=7.0)", "Heun(churn=0.0"]), ("likelihood", ["DDIM(eta=0.0)"]),
+])  # fmt: skip
+def test_help_names_the_arguments_of_what_it_names(capsys, command, named):
+    out = " ".join(run(capsys, *COMMANDS[command][: 2 if command == "train sgm" else 1], "--help")[1].split())
+    for words in named:
+        assert words in out
 
 
 @pytest.mark.parametrize("command", COMMANDS)

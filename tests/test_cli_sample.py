@@ -253,4 +253,25 @@ def test_a_run_that_is_damaged_or_missing_is_refused_in_a_line(capsys, tmp_path,
     file.write_bytes(whole)
     config = tmp_path / "run/config.json"
     config.write_text(config.read_text().replace('"hidden": 8', '"hidden": 10'))
-    assert "another architecture" in refused(capsys, "sample", folder, *told)
+    assert "net.hidden = 10 but was 8; restore" in refused(capsys, "sample", folder, *told)
+
+
+def test_a_network_that_was_always_told_the_class_is_not_guided_away_from_none(capsys, tmp_path):
+    told = ["--net", "mlp(hidden=8, depth=1)", "--steps", "1", "--classes"]
+    folder = train(tmp_path / "run", "--data", "moons(n=20)", *told)
+    out = ["--out", tmp_path / "x.npz", "--quiet"]
+    for words in (["--guidance", "1.0"], ["--classes", "none"]):
+        message = refused(capsys, "sample", folder, *out, *words)
+        assert message.startswith(f"{' '.join(words)}: the network was always told the class in training")
+        assert "--class-dropout 0.1" in message
+    assert "--classes none: the network" in refused(capsys, "likelihood", folder, "--classes", "none", "--json")
+    assert run(capsys, "sample", folder, *out, "--classes", "1", "-n", "2") == (0, "", "")
+
+
+def test_a_file_that_cannot_be_written_is_told_before_a_sample_is_drawn(capsys, tmp_path, moons, monkeypatch):
+    monkeypatch.setattr("halfbridge.commands.sample.sample_rows", None)
+    (tmp_path / "x.csv").write_text("")
+    told = ["sample", moons, "--quiet", "--out"]
+    assert "x.csv is a file, not a folder" in refused(capsys, *told, tmp_path / "x.csv/a.npz")
+    monkeypatch.setattr("os.access", lambda path, mode: False)
+    assert f"{tmp_path} cannot be written to" in refused(capsys, *told, tmp_path / "new/a.npz")

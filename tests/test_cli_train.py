@@ -1,5 +1,6 @@
 """`halfbridge train sgm`: what the command trains is what the library trains, and what it refuses."""
 
+import inspect
 import re
 import signal
 
@@ -12,7 +13,7 @@ from PIL import Image
 import halfbridge as hb
 from halfbridge import names
 from halfbridge.cli import main
-from halfbridge.training import checkpoint, data, fit_score, objectives, saved
+from halfbridge.training import checkpoint, data, fit_score, losses, objectives, saved
 from halfbridge.training import log as training_log
 from halfbridge.training.log import Log
 
@@ -77,8 +78,8 @@ def test_a_class_conditional_unet_with_everything_told(capsys, tmp_path):
 
 def test_a_config_file_trains_what_the_flags_do(capsys, tmp_path):
     assert run(capsys, *MOONS, "--quiet", "--out", tmp_path / "flags")[0] == 0
-    assert run(capsys, *MOONS, "--save-config", tmp_path / "run.yaml")[0] == 0
-    told = ["train", "sgm", "--config", tmp_path / "run.yaml", "--quiet", "--out", tmp_path / "file"]
+    assert run(capsys, *MOONS, "--save-config", tmp_path / "run.toml")[0] == 0
+    told = ["train", "sgm", "--config", tmp_path / "run.toml", "--quiet", "--out", tmp_path / "file"]
     assert run(capsys, *told)[0] == 0
     assert (tmp_path / "file/config.json").read_bytes() == (tmp_path / "flags/config.json").read_bytes()
     assert_same(weights(tmp_path / "file", 0.0), weights(tmp_path / "flags", 0.0))
@@ -88,7 +89,9 @@ def test_a_run_goes_on_where_it_is_asked_to(capsys, tmp_path):
     whole, parts = tmp_path / "whole", tmp_path / "parts"
     assert run(capsys, *MOONS, "--steps", "6", "--out", whole)[0] == 0
     assert run(capsys, *MOONS, "--resume", "auto", "--out", parts)[0] == 0
-    assert "holds a run already; pass --resume to go on" in refused_after_words(capsys, *MOONS, "--out", parts)
+    assert "holds a run already; resume it, or pass another folder" in refused_after_words(
+        capsys, *MOONS, "--out", parts
+    )
     status, out, _ = run(capsys, *MOONS, "--steps", "6", "--resume", "--out", parts)
     assert status == 0
     assert re.search(r"step 6: .*\(of the last 6 steps\), 3 steps in", out)
@@ -114,7 +117,7 @@ def test_the_process_is_the_objectives_own_unless_told(objective, process, predi
 
 
 def test_a_learned_schedule_needs_no_process_and_starts_by_the_seed(capsys, tmp_path):
-    told = [*MOONS, "--objective", "vdm(schedule={})", "--quiet"]
+    told = [*MOONS, "--objective", "vdm(schedule=learned(hidden=8))", "--quiet"]
     for name in ("a", "b"):
         torch.manual_seed(ord(name))
         assert run(capsys, *told, "--out", tmp_path / name)[0] == 0
@@ -136,25 +139,39 @@ def test_a_network_of_the_log_snr_is_given_the_runs_process():
     assert net.time.process == hb.VP(beta_max=3)
 
 
-@pytest.mark.parametrize(
-    ("text", "call"),
-    [
-        ("dpm-3", ("dpm-3", {})),
-        (" unet (width=32, attention=(16, 8))", ("unet", {"width": 32, "attention": [16, 8]})),
-        ("x(a=-1e-3, b=inf, c=word, d='a, b', e=None, f=True)", ("x", {"a": -1e-3, "b": float("inf"), "c": "word", "d": "a, b", "e": None, "f": True})),
-        ("x(a=law(mean=1), b=[law(), 2])", ("x", {"a": {"type": "law", "mean": 1}, "b": [{"type": "law"}, 2]})),
-        ("a/folder(size=32)", ("a/folder", {"size": 32})),
-    ],
-)  # fmt: skip
-def test_text_is_a_name_and_its_arguments(text, call):
-    assert names.call(text, "net") == call
-
-
 def test_a_path_with_parentheses_is_a_path(tmp_path):
     file = tmp_path / "a (1).npy"
     np.save(file, np.eye(4))
     assert torch.equal(names.data(str(file)).examples, torch.eye(4))
     assert len(names.data(f"{file}(n=2)")) == 2
+
+
+def test_names_are_found_without_regard_to_case(capsys, tmp_path):
+    words = ["--net", "MLP(hidden=8)", "--objective", "Vdm", "--predicts", "Data", "--precondition", "EDM"]
+    told = ["train", "sgm", "--data", "Moons(n=20)", "--process", "vp", *words, "--steps", "1", "--quiet"]
+    assert run(capsys, *told, "--out", tmp_path / "run") == (0, "", "")
+    found = saved.load(tmp_path / "run")
+    assert (type(found.net).__name__, found.predicts, type(found.objective).__name__) == ("Precondition", "data", "VDM")
+
+
+def test_a_schedule_to_learn_and_levels_are_written_short():
+    learned = names.objective("vdm(schedule=learned(hidden=8, gamma_1=4), levels=17)", "auto")
+    assert learned.schedule.config == {**learned.schedule.config, "hidden": 8, "gamma_1": 4}
+    assert learned.levels == losses.Discretised(levels=17)
+    assert names.objective("vdm(schedule=learned)", "auto").schedule is not None
+    assert names.objective("ncsn(levels=[2, 1])", "auto").levels == (2.0, 1.0)
+
+
+@pytest.mark.skipif(
+    "learned_variance" not in inspect.signature(hb.nets.MLP).parameters, reason="no network returns variances"
+)
+@pytest.mark.parametrize("objective", ["hybrid", "ddpm_elbo(learned=True)"])
+@pytest.mark.parametrize("precondition", ["none", "edm"])
+def test_an_objective_that_learns_variances_has_a_network_that_returns_them(capsys, tmp_path, objective, precondition):
+    told = [*MOONS, "--objective", objective, "--precondition", precondition, "--quiet", "--out", tmp_path / "run"]
+    assert run(capsys, *told) == (0, "", "")
+    field = saved.load(tmp_path / "run").field
+    assert field.noise(3.0, torch.zeros(3, 2)).shape == (3, 2)
 
 
 def write_images(folder, *sizes):
@@ -177,22 +194,22 @@ def test_images_are_read_as_told(capsys, tmp_path):
         (["--data", "mons"], "there is no data 'mons', neither by name nor as a path; did you mean 'moons'?"),
         (["--data", "no/folder"], "no file or folder no/folder"),
         (["--data", "moons(sead=3)"], "data 'moons' has no argument 'sead'; did you mean 'seed'?"),
-        (["--data", "moons(20)"], "data 'moons(20)' has an argument without a name"),
+        (["--data", "moons(20)"], "data 'moons' has an argument without a name, 20; it takes moons(n=None"),
         (["--data", "moons(n=)"], "cannot be read"),
         (["--data", "digits(size=9)", "--size", "8"], "size is given twice"),
         (["--data", "moons", "--size", "8,8,8"], "'8,8,8' must be a number of pixels, or height,width"),
         (["--process", "vpp"], "there is no process 'vpp'; did you mean 'VP'?"),
         (["--net", "ulet"], "there is no net 'ulet'; did you mean 'unet'?"),
         (["--net", "unet"], "net = 'unet' is for images"),
-        (["--net", "mlp(hiden=8)"], "MLP has no argument 'hiden'"),
-        (["--net", "mlp(shape=3)"], "shape follows from the data; leave it out"),
-        (["--net", "mlp(hidden=1+x)"], "'1 + x' is no value"),
+        (["--net", "mlp(hiden=8)"], "net 'mlp' has no argument 'hiden'; did you mean 'hidden'?"),
+        (["--net", "mlp(shape=3)"], "shape follows from data, process and objective; leave it out"),
+        (["--net", "mlp(hidden=1+x)"], "'1 + x' is not a literal"),
         (["--objective", "denosing"], "did you mean 'denoising'?"),
         (["--objective", "denoising(weigting=simple)"], "did you mean 'weighting'?"),
         (["--objective", "denoising(weighting=min_snir)"], "did you mean 'min_snr'?"),
         (["--objective", "ddpm", "--process", "vp"], "DiscreteVP"),
         (["--objective", "denoising(predicts=data)", "--predicts", "score"], "predicts = 'score'"),
-        (["--predicts", "nois"], "predicts = 'nois'"),
+        (["--predicts", "nois"], "there is no prediction 'nois'; did you mean 'noise'?"),
         (["--precondition", "edn"], "there is no precondition 'edn'; did you mean 'edm'?"),
         (["--precondition", "edm", "--predicts", "noise"], "a preconditioned network predicts data"),
         (["--classes", "--data", "swiss_roll(n=20)"], "has no classes"),
@@ -206,7 +223,24 @@ def test_images_are_read_as_told(capsys, tmp_path):
         (["--dtype", "float16"], "argument --dtype: there is no 'float16'; did you mean 'float64'?"),
         (["--device", "gpu"], "--device gpu"),
         (["--threads", "0"], "argument --threads: 0 must be at least 1"),
-        (["--resume"], "holds no run to resume; pass --resume auto"),
+        (["--resume"], "holds no run to resume; resume 'auto' begins one"),
+        (["--data", "moons(n=a)"], "data 'moons': n = a must be a whole number or None"),
+        (["--data", "moons(seed=1.5)"], "data 'moons': seed = 1.5 must be a whole number"),
+        (["--net", "mlp(hidden=1e9)"], "net 'mlp': hidden = 1000000000.0 must be a whole number"),
+        (["--net", "mlp(learned_variance=True)"], "follows from data, process and objective"),
+        (["--precondition", "edm(sigma=1)"], "did you mean 'sigma_data'?"),
+        (["--objective", "vdm(schedule=linear)"], "schedule = 'linear' is not learned, or learned(hidden=32)"),
+        (["--objective", "vdm(schedule=learned(hiden=8))"], "schedule 'learned' has no argument 'hiden'"),
+        (["--objective", "denoising(weighting=3)"], "weighting = 3 must be a word or"),
+        (["--objective", "denoising(weighting=[1])"], "weighting = [1] must be a word or"),
+        (["--objective", "denoising(times=[1,2])"], "times = [1, 2] must be a word or"),
+        (["--objective", "denoising(labels=foo)"], "labels = foo must be"),
+        (["--objective", "ncsn(levels=1)"], "levels = 1 must be a list"),
+        (["--objective", "ncsn(levels=a)"], "levels = a must be a list"),
+        (["--objective", "high_order(lambda1=a)"], "lambda1 = a must be a number or None"),
+        (["--process", "VP(beta_max=a)"], "beta_max = a must be a number"),
+        (["--device", "meta"], "--device meta holds no numbers"),
+        (["--threads", "99999"], "argument --threads: 99999 must be at most"),
         (["--lr", "1e30", "--clip", "inf", "--steps", "9"], "at step"),
     ],
 )
@@ -222,6 +256,18 @@ def test_data_with_nothing_to_learn_is_refused_in_a_line(capsys, tmp_path, array
     out = tmp_path / "run"
     assert message in refused(capsys, "train", "sgm", "--data", tmp_path / "data.npy", *SMALL, "--out", out, "--quiet")
     assert not out.exists()
+
+
+def test_what_the_folder_is_for_is_looked_at_before_the_data(capsys, tmp_path):
+    (tmp_path / "x.csv").write_text("")
+    for out in ("x.csv", "x.csv/k"):
+        told = ["--data", "mons", "--out", tmp_path / out]
+        assert f"{tmp_path / 'x.csv'} is a file" in refused(capsys, "train", "sgm", *told)
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "config.json").write_text("{}")
+    told = ["train", "sgm", "--data", "mons", "--out", tmp_path / "run"]
+    assert "holds a run already" in refused(capsys, *told)
+    assert "config.json is no run's config" in refused(capsys, *MOONS, "--out", tmp_path / "run", "--resume", "--quiet")
 
 
 def test_images_of_mixed_sizes_are_refused_with_the_remedy(capsys, tmp_path):
@@ -267,7 +313,7 @@ def test_an_interrupted_run_is_saved_and_says_how_to_go_on(capsys, tmp_path, mon
     assert status == 130
     line = err.splitlines()[-1]
     assert line.startswith("halfbridge: error: stopped by SIGINT after step 1 of 3")
-    assert "--resume goes on with it" in line
+    assert "resume it to go on" in line
     assert checkpoint.steps(tmp_path / "run/checkpoints")[-1] == 1
     monkeypatch.undo()
     assert main([*MOONS, "--out", str(tmp_path / "run"), "--resume"]) == 0

@@ -25,7 +25,7 @@ def test_a_run_killed_at_any_moment_ends_in_the_bits_of_one_never_interrupted(tm
     found = json.loads(ran.stdout.splitlines()[-1])
     assert found["statuses"] == [-signal.SIGKILL] * 14 + [75, 75, 0, 0], ran.stderr
     assert "Interrupted stopped by SIGINT after step" in ran.stderr
-    assert "resume=True goes on with it" in ran.stderr
+    assert "resume it to go on" in ran.stderr
     assert found["killed_at"] < 45
     assert found["steps"] == [45, 45]
     assert found["names"]
@@ -123,10 +123,10 @@ def test_a_network_of_the_users_with_other_weights_is_refused_by_the_first_that_
 
 def test_a_folder_is_begun_once(tmp_path):
     out = tmp_path / "run"
-    with pytest.raises(FileNotFoundError, match="holds no run to resume; pass resume='auto'"):
+    with pytest.raises(FileNotFoundError, match="holds no run to resume; resume 'auto'"):
         train(out, True)
     whole = train(out, "auto", steps=3)
-    with pytest.raises(FileExistsError, match="holds a run already; pass resume=True"):
+    with pytest.raises(FileExistsError, match="holds a run already; resume it"):
         train(out, steps=3)
     assert same(train(out, "auto", steps=3), whole)
     (tmp_path / "other").mkdir()

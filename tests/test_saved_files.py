@@ -171,7 +171,10 @@ def test_a_config_that_was_changed_does_not_change_the_field_in_silence(tmp_path
     path = tmp_path / "config.json"
     whole = json.loads(path.read_text())
     for change, message in [
-        ({"process": {**whole["process"], "beta_max": 5.0}}, r"process.beta_max = 5.0 but was 15.0; restore .*config.json"),
+        (
+            {"process": {**whole["process"], "beta_max": 5.0}},
+            r"process.beta_max = 5.0 but was 15.0; restore .*config.json",
+        ),
         ({"predicts": "data"}, "of step 3 was trained with: it has another configuration: predicts = 'data' but was"),
         ({"settings": {"ema_decay": 0.5}}, "settings.ema_decay = 0.5 but was 0.9"),
         ({"settings": {"lrr": 0.5}}, "no run's config: there is no setting 'lrr'"),

@@ -19,9 +19,33 @@ from halfbridge.training.durable import PARTIAL, write_file
 from halfbridge.training.runs import check_same_run, check_untouched, read_config
 from halfbridge.training.trainer import Trainer
 
-__all__ = ["Resume", "RunFolder"]
+__all__ = ["Resume", "RunFolder", "check_free"]
 
 Resume = bool | Literal["auto"]
+
+
+def check_free(path: Path, resume: Resume) -> bool:
+    """Whether the folder holds a run. FileExistsError or FileNotFoundError, as `RunFolder.open` says."""
+    above = next(folder for folder in (path, *path.absolute().parents) if folder.exists())
+    if not above.is_dir():
+        raise FileExistsError(
+            f"out = {str(path)!r} is no run's folder: {above} is a file; pass one that is new or empty"
+        )
+    began = (path / "config.json").exists()
+    if path.exists() and not began and not _is_empty(path):
+        raise FileExistsError(f"out = {str(path)!r} exists and is no run's folder; pass one that is new or empty")
+    if began and resume is False:
+        raise FileExistsError(f"out = {str(path)!r} holds a run already; resume it, or pass another folder")
+    if not began and resume is True:
+        raise FileNotFoundError(
+            f"out = {str(path)!r} holds no run to resume; resume 'auto' begins one where there is none"
+        )
+    return began
+
+
+def _is_empty(path: Path) -> bool:
+    """Whether nothing is there but what a process leaves that is killed while it begins."""
+    return path.is_dir() and all(inner.suffix == PARTIAL for inner in path.iterdir())
 
 
 class RunFolder:
@@ -38,19 +62,7 @@ class RunFolder:
         that was killed before its first checkpoint. FileExistsError or FileNotFoundError otherwise; ValueError for a run
         that another config began, that is damaged, or whose config.json was changed.
         """
-        began = (self.path / "config.json").exists()
-        if self.path.exists() and not began and not self._is_empty():
-            raise FileExistsError(
-                f"out = {str(self.path)!r} exists and is no run's folder; pass one that is new or empty"
-            )
-        if began and resume is False:
-            raise FileExistsError(
-                f"out = {str(self.path)!r} holds a run already; pass resume=True to go on with it, or another folder"
-            )
-        if not began and resume is True:
-            raise FileNotFoundError(
-                f"out = {str(self.path)!r} holds no run to resume; pass resume='auto' to begin one where there is none"
-            )
+        began = check_free(self.path, resume)
         at = max(checkpoint.steps(self.checkpoints), default=None)
         if began:
             old = (
@@ -67,10 +79,6 @@ class RunFolder:
         self.path.mkdir(parents=True, exist_ok=True)
         write_file(self.path / "config.json", (jsontext.dumps(self.config, "config", indent=2) + "\n").encode())
         return at
-
-    def _is_empty(self) -> bool:
-        """Whether nothing is there but what a process leaves that is killed while it begins."""
-        return self.path.is_dir() and all(path.suffix == PARTIAL for path in self.path.iterdir())
 
     def save(self, trainer: Trainer) -> None:
         """Write a checkpoint, unless there is one of this step."""

@@ -82,7 +82,7 @@ def run(
                 if stop:
                     raise Interrupted(
                         f"stopped by {'a signal' if asked.signal is None else asked.signal.name} after step {step} of "
-                        f"{settings.steps}; the run is saved in {folder.path}: resume=True goes on with it"
+                        f"{settings.steps}; the run is saved in {folder.path}: resume it to go on"
                     )
     finally:
         bar.close()

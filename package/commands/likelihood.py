@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from halfbridge import config_file, names
+from halfbridge import config_file, listings, names
 from halfbridge.commands.machine import add_machine, device_of, quietly, use_threads
 from halfbridge.commands.trained import add_run, dtype_of, introduce, load, shape_of
 from halfbridge.parser import Commands, count, number, switch, whole
@@ -37,11 +37,13 @@ examples:
   halfbridge likelihood runs/digits --method flow --divergence exact -n 64 --json
   halfbridge likelihood runs/moons --data 'moons(n=2000, seed=7)' -n 2000 --solver dopri5 --rtol 1e-6
 
-flow is the log-density of the probability flow's samples at the process's t_min, exact to the solver's tolerance (and in the
-mean over the probes of hutchinson); elbo is a lower bound on that of the reverse SDE's samples, of --draws times and noises.
+flow is the log-density of the probability flow's samples at the process's t_min (in the mean over the probes of hutchinson), to
+the solver's error: that of an adaptive solver is kept by --rtol and --atol; nothing keeps that of --steps, so compare with
+twice as many, or with dopri5. elbo is a lower bound on that of the reverse SDE's samples, of --draws times and noises.
 Images are dequantised: numbers are of the pixels' probabilities, and mean something for a network that was trained on
 dequantised data (train sgm --dequantise). The error after +- is the standard error of the mean over the examples.
-Solvers: {", ".join(adaptive.METHODS)}, adaptive, of the extra engines; or\n{", ".join(solver_names.SOLVERS)}."""
+solvers: {", ".join(adaptive.METHODS)}, adaptive, of the extra engines; or, with their arguments and defaults:
+{listings.solvers()}"""
 
 EXACT = 16
 """Dimensions up to which the divergence is exact unless told: it costs that many backward passes."""
@@ -99,7 +101,7 @@ def add(commands: Commands) -> None:
     )
     parser.add_argument("--probes", type=count, default=1, metavar="N", help="of hutchinson, an example")
     parser.add_argument(
-        "--draws", type=whole, default=128, metavar="N", help="of times and noises for elbo, an example"
+        "--draws", type=_draws, default=128, metavar="N", help="of times and noises for elbo, an example, from 4"
     )
     switch(
         parser,
@@ -118,6 +120,13 @@ def add(commands: Commands) -> None:
     parser.set_defaults(run=_run)
 
 
+def _draws(text: str) -> int:
+    found = whole(text)
+    if found < 4:
+        raise argparse.ArgumentTypeError(f"{text} must be at least 4")
+    return found
+
+
 def _run(options: argparse.Namespace) -> int:
     adaptive_one = options.solver in adaptive.METHODS
     if adaptive_one and options.steps is not None:
@@ -132,6 +141,11 @@ def _run(options: argparse.Namespace) -> int:
     use_threads(options.threads)
     device = device_of(options.device, current())
     found = load(options.folder, options.average, device)
+    if found.classes and found.no_class is False and options.classes == "none":
+        raise ValueError(
+            "--classes none: the network was always told the class in training and knows nothing of none; leave it out, or train "
+            "with --class-dropout 0.1"
+        )
     data, what = _data(options, found)
     rows = pick(len(data), min(options.number, len(data)), options.seed)
     x0, told = _examples(options, found, data, rows, device)
@@ -181,7 +195,7 @@ def _data(options: argparse.Namespace, found: Saved) -> tuple[Dataset, str]:
     if "holdout" in config:
         return data_sets.load(**{**_whole(config), "split": "test"}), "held out of training"
     if config["name_or_path"] in POINTS:
-        fresh = {"n": max(options.number, 2), "seed": config["seed"] + 1 + options.seed}
+        fresh = {"n": max(options.number, 2), "seed": (config["seed"] + 1 + options.seed) % 2**64}
         return data_sets.load(**{**config, **fresh}), "a fresh sample"
     if config.get("split") != "test":
         try:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 from collections.abc import Callable
 
 import torch
@@ -22,8 +23,15 @@ def add_machine(group: argparse._ActionsContainer) -> None:
         help="cpu, cuda, cuda:1, ... (default: auto: a CUDA GPU if there is one)",
     )
     group.add_argument(
-        "--threads", type=count, metavar="N", help="CPU threads of each process (default: torch's choice)"
+        "--threads", type=_threads, metavar="N", help="CPU threads of each process (default: torch's choice)"
     )
+
+
+def _threads(text: str) -> int:
+    found, most = count(text), 4 * (os.cpu_count() or 1)  # some thousands end the process
+    if found > most:
+        raise argparse.ArgumentTypeError(f"{text} must be at most {most} here, 4 for each CPU")
+    return found
 
 
 def use_threads(threads: int | None) -> None:
@@ -38,6 +46,8 @@ def device_of(name: str, workers: Workers) -> torch.device:
         return workers.device or torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
         device = torch.device(name)
+        if device.type == "meta":
+            raise ValueError("--device meta holds no numbers; pass cpu or cuda")
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:
         raise ValueError(f"--device {name}: {str(error).splitlines()[0]}") from error

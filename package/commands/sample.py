@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from halfbridge import config_file, sample_files
+from halfbridge import config_file, listings, sample_files
 from halfbridge.commands.machine import add_machine, device_of, quietly, use_threads
 from halfbridge.commands.trained import (
     add_run,
@@ -22,7 +22,7 @@ from halfbridge.commands.trained import (
     make_grid,
     shape_of,
 )
-from halfbridge.parser import Commands, count, number, numbers, switch, whole
+from halfbridge.parser import Commands, count, number, numbers, path, switch, whole
 from halfbridge.solvers import names
 from halfbridge.solvers.field import Field
 from halfbridge.training import data as data_sets
@@ -40,10 +40,12 @@ examples:
   halfbridge sample runs/moons --solver heun -n 10000 --seed 1 --out samples.npz
   accelerate launch --multi_gpu --num_processes 2 -m halfbridge sample runs/digits -n 10000 --out samples.safetensors
 
-Sample number i depends on --seed, i and --batch only: several processes give the bits of one, and -n 64 --first 64 are
-the next 64.
-Solvers: {", ".join(names.SOLVERS)},
-or module:Class of your own. Grids: {", ".join(names.GRIDS)}; levels: where an ncsn was trained."""
+Sample number i depends on --seed, i and --batch only: several processes of as many threads (--threads) give the bits of one,
+and -n 64 --first 64 are the next 64.
+names, here with their arguments and defaults; a solver may be module:Class of your own too, and a grid levels,
+where an ncsn was trained:
+{listings.solvers()}
+{listings.grids()}"""
 
 
 def add(commands: Commands) -> None:
@@ -54,13 +56,14 @@ def add(commands: Commands) -> None:
         description="Draw samples of a trained network with a solver of your choice.",
         epilog=EXAMPLE,
     )
-    config_file.offer(parser)
+    config_file.offer(parser, ("steps", "evaluations"))
     add_run(parser)
     parser.add_argument(
         "--out",
+        type=path,
         metavar="FILE",
         help=".png: a grid of images, or a scatter beside the data; .npz, .npy, .safetensors: the "
-        "numbers (required, no default)",
+        "numbers; a file that is there is replaced (required, no default)",
     )
     parser.add_argument("-n", "--number", type=count, default=64, metavar="N", help="samples")
     parser.add_argument("--first", type=whole, default=0, metavar="N", help="number of the first sample")
@@ -120,8 +123,8 @@ def _run(options: argparse.Namespace) -> int:
         return 0
     if options.out is None:
         raise ValueError("--out is missing: pass a file such as samples.png or samples.npz")
-    path = Path(options.out)
-    sample_files.check(path)
+    out = Path(options.out)
+    sample_files.check(out)
     workers = current()
     say = quietly(options.quiet or not workers.first)
     use_threads(options.threads)
@@ -168,27 +171,33 @@ def _run(options: argparse.Namespace) -> int:
         "evaluations": nfe,
         "guidance": options.guidance,
     }
-    data = _data(found, options, say) if path.suffix == ".png" and samples.ndim != 4 and workers.first else None
+    data = _data(found, options, say) if out.suffix == ".png" and samples.ndim != 4 and workers.first else None
     turn = len(set(classes.tolist())) if classes is not None else 0
     picture: dict[str, Any] = {"data": data, "range": options.range, "columns": turn if 1 < turn <= 20 else None}
-    workers.once(lambda: sample_files.write(path, samples, classes, facts, **picture))
+    workers.once(lambda: sample_files.write(out, samples, classes, facts, **picture))
     twice = ", of two rows each for the guidance" if options.guidance else ""
     say(
         f"{options.number} samples by {solver!r}: {len(grid) - 1} steps, {nfe} evaluations{twice}; {seconds:.2f} s, "
         f"{options.number / seconds:.3g} samples/s"
     )
-    say(f"wrote {path}")
+    say(f"wrote {out}")
     return 0
 
 
 def _classes(options: argparse.Namespace, found: Saved) -> torch.Tensor | None:
     """The class of each sample, -1 for none; None for a network without classes."""
     known = found.classes
+    if known and found.no_class is False and (options.guidance or options.classes == "none"):
+        asked = f"--guidance {options.guidance}" if options.guidance else "--classes none"
+        raise ValueError(
+            f"{asked}: the network was always told the class in training and knows nothing of none; leave it out, or train with "
+            "--class-dropout 0.1"
+        )
     if not known and options.classes is None:
         if options.guidance:
             raise ValueError(f"--guidance {options.guidance}: the network was trained without classes; leave it out")
         return None
-    wanted = classes_of(options.classes or f"0-{known - 1}", known)
+    wanted = classes_of(f"0-{known - 1}" if options.classes is None else options.classes, known)
     if not wanted:
         if options.guidance:
             raise ValueError(f"--guidance {options.guidance} is towards a class; pass --classes")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 
+from halfbridge import listings
 from halfbridge.parser import Commands, number, whole
 from halfbridge.solvers import names
 from halfbridge.solvers.plan import plan
@@ -17,7 +18,7 @@ def add(commands: Commands) -> None:
         "table",
         help="print a solver's plan: every coefficient of every step",
         description="Print a run's plan. Names take arguments: --solver 'DDIM(eta=0.5)' --process 'VP(beta_max=15)'.",
-        epilog=f"Solvers: {', '.join(names.SOLVERS)}.\nProcesses: {', '.join(names.PROCESSES)}.",
+        epilog=f"names:\n{listings.solvers()}\n{listings.processes()}\n{listings.grids()}",
     )
     table.add_argument(
         "--solver", required=True, metavar="NAME", help="e.g. dpm3, heun, 'Ancestral(variance=\"transition\")'"

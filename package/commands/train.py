@@ -14,16 +14,13 @@ from typing import Any, get_type_hints
 
 import torch
 
-from halfbridge import config_file, names
+from halfbridge import config_file, listings, names
 from halfbridge.commands.machine import add_machine, device_of, quietly, use_threads
-from halfbridge.parser import Commands, Parser, number, numbers, one_or_several, parts, switch, whole
-from halfbridge.solvers import names as solver_names
-from halfbridge.training import data as data_sets
-from halfbridge.training import fit_score, objectives
+from halfbridge.parser import Commands, Parser, number, numbers, one_or_several, parts, path, switch, whole
+from halfbridge.training import fit_score
 from halfbridge.training.data import Dataset
-from halfbridge.training.folder import Resume
-from halfbridge.training.interrupts import Interrupted
-from halfbridge.training.objectives import Objective
+from halfbridge.training.folder import Resume, check_free
+from halfbridge.training.objectives import Hybrid, Objective
 from halfbridge.training.settings import Settings
 from halfbridge.training.workers import current
 
@@ -39,12 +36,9 @@ examples:
   halfbridge train sgm --config run.toml --steps 5000 --out runs/longer
   accelerate launch --multi_gpu --num_processes 4 -m halfbridge train sgm --data digits --out runs/digits
 
-names: a name takes arguments, in quotes for the shell: 'mlp(hidden=128, time=log_snr)', 'VP(beta_max=15)'.
-  data        {data}; or MNIST's idx files or their folder, an .npz or .npy file,
-              a folder of images (one sub-folder for each class). Arguments: of training.data.load
-  processes   {processes}
-  objectives  {objectives}. Arguments: of training.objectives
-  nets        unet, mlp. Arguments: of nets.UNet, nets.MLP"""
+names, here with their arguments and defaults, in quotes for the shell: 'mlp(hidden=128, time=log_snr)', 'VP(beta_max=15)',
+'denoising(weighting=min_snr(gamma=3))', 'vdm(schedule=learned)', 'vdm(levels=17)', 'photos/(n=1000)':
+{names}"""
 
 KINDS: dict[Any, tuple[Callable[[str], Any], str]] = {
     int: (whole, "N"),
@@ -66,11 +60,7 @@ def add(commands: Commands) -> None:
         help="a score-based generative model",
         description="Train a network to denoise data: a score-based generative model, to be sampled by `halfbridge sample`.",
         usage="%(prog)s --data NAME|PATH --out FOLDER [options]",
-        epilog=EXAMPLE.format(
-            data=", ".join(data_sets.NAMES),
-            processes=", ".join(solver_names.PROCESSES),
-            objectives=", ".join(objectives.NAMES),
-        ),
+        epilog=EXAMPLE.format(names=f"{listings.trainable()}\n{listings.processes()}"),
     )
     config_file.offer(sgm)
     _add_data(sgm)
@@ -107,7 +97,7 @@ def _add_model(parser: Parser) -> None:
         default="auto",
         metavar="NAME",
         help="the noising process (default: auto: the objective's own for edm and "
-        "ncsn, ddpm for ddpm, ddpm_elbo and hybrid, else VP)",
+        "ncsn, ddpm for ddpm, ddpm_elbo and hybrid, else VP; see names below)",
     )
     group.add_argument("--net", default="auto", metavar="NAME", help="the network: unet for images, mlp for points")
     group.add_argument(
@@ -145,7 +135,9 @@ def settings(options: argparse.Namespace) -> Settings:
 
 def _add_run(parser: Parser) -> None:
     group = parser.add_argument_group("run")
-    group.add_argument("--out", metavar="FOLDER", help="folder of the run, new or empty (required, no default)")
+    group.add_argument(
+        "--out", type=path, metavar="FOLDER", help="folder of the run, new or empty (required, no default)"
+    )
     group.add_argument(
         "--resume",
         nargs="?",
@@ -163,6 +155,7 @@ def _run(options: argparse.Namespace) -> int:
     chosen = settings(options)
     with _seeded(chosen.seed):
         objective = _objective(options)
+    names.check_net(options.net, options.precondition)
     if config_file.write(options):
         return 0
     for name in ("data", "out"):
@@ -171,6 +164,7 @@ def _run(options: argparse.Namespace) -> int:
     workers = current()
     say = quietly(options.quiet or not workers.first)
     use_threads(options.threads)
+    check_free(Path(options.out), RESUME[options.resume])
     flags = {name: getattr(options, name) for name in ("size", "gray", "holdout")}
     data = names.data(options.data, **flags, dequantise=options.dequantise or None)
     if options.classes and not data.n_classes:
@@ -182,6 +176,7 @@ def _run(options: argparse.Namespace) -> int:
             objective.process,
             classes=data.n_classes if options.classes else 0,
             precondition=options.precondition,
+            variances=_learns_variances(objective),
         )
     device = device_of(options.device, workers)
     net = net.to(device, getattr(torch, options.dtype))
@@ -191,20 +186,16 @@ def _run(options: argparse.Namespace) -> int:
     _introduce(say, options, net, data, objective)
 
     pace = _Pace()
-    try:
-        fit = fit_score(
-            net,
-            data,
-            objective=objective,
-            settings=chosen,
-            out=options.out,
-            resume=RESUME[options.resume],
-            progress=not options.quiet and (sys.stderr.isatty() if options.progress is None else options.progress),
-            callback=pace,
-        )
-    except (FileExistsError, FileNotFoundError, Interrupted) as error:
-        told = str(error).replace("resume=True", "--resume").replace("resume='auto'", "--resume auto")
-        raise type(error)(told) from error
+    fit = fit_score(
+        net,
+        data,
+        objective=objective,
+        settings=chosen,
+        out=options.out,
+        resume=RESUME[options.resume],
+        progress=not options.quiet and (sys.stderr.isatty() if options.progress is None else options.progress),
+        callback=pace,
+    )
     say(f"step {fit.step}: {pace.summary(fit.losses)}")
     example = "samples.png" if len(data.shape) == 3 or data.shape == (2,) else "samples.npz"
     say(f"halfbridge sample {options.out} --solver dpm3 --steps 10 -n 64 --out {example}")
@@ -215,10 +206,15 @@ def _run(options: argparse.Namespace) -> int:
 def _objective(options: argparse.Namespace) -> Objective:
     predicts = options.predicts
     if options.precondition != "none":
-        if predicts not in (None, "data"):
+        if predicts is not None and predicts.lower() != "data":
             raise ValueError(f"--predicts {predicts}: a preconditioned network predicts data; leave it out")
         predicts = "data"
     return names.objective(options.objective, options.process, predicts)
+
+
+def _learns_variances(objective: Objective) -> bool:
+    """Whether the network is to return variances beside its prediction."""
+    return isinstance(objective, Hybrid) or bool(getattr(objective, "learned", False))
 
 
 @contextmanager
@@ -251,7 +247,7 @@ class _Pace:
 
     def __init__(self) -> None:
         self.begun = time.perf_counter()
-        self.first = self.last = 0
+        self.first = self.last = self.examples = 0
 
     def __call__(self, state: Any) -> None:
         self.first = self.first or state.step

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import bisect
 from collections.abc import Callable
 from typing import Any
 
 import torch
 
-from halfbridge.parser import Parser, number, parts
+from halfbridge.parser import Parser, number, parts, path
 from halfbridge.solvers import names
 from halfbridge.solvers.algebra import NotLinear
 from halfbridge.solvers.plan import plan
@@ -21,7 +20,9 @@ __all__ = ["add_run", "classes_of", "dtype_of", "evaluations", "introduce", "loa
 
 def add_run(parser: Parser) -> None:
     """The positional argument `folder`, and --average."""
-    parser.add_argument("folder", metavar="RUN", help="a run's folder, or a .safetensors file that training.save wrote")
+    parser.add_argument(
+        "folder", type=path, metavar="RUN", help="a run's folder, or a .safetensors file of one network"
+    )
     parser.add_argument(
         "--average",
         type=number,
@@ -97,7 +98,9 @@ def make_grid(
 
     if budget is None:
         return make(found.process, 10 if steps is None else steps, t_end=t_end)
-    n = bisect.bisect_right(range(1, budget + 1), budget, key=cost)  # how many numbers of steps are not too many
+    n = budget // solver.evals_per_step
+    while cost(n + 1) <= budget:  # a last step may cost less
+        n += 1
     if not n:
         raise ValueError(f"--evaluations {budget}: one step of {solver!r} takes {cost(1)}; pass as many at least")
     return make(found.process, n, t_end=t_end)
