@@ -92,6 +92,8 @@ def net(
     kind = NETS[name]
     arguments = plain_arguments(bind(kind, given._replace(name=name), "net", OF_NETS))
     if variances:
+        if outer.name != "none":
+            raise ValueError(f"precondition {outer.name!r} returns data alone, and the objective learns variances; pass none")
         if "learned_variance" not in inspect.signature(kind).parameters:
             raise ValueError(f"net {name!r} returns no variances, which the objective learns; pass another objective")
         arguments["learned_variance"] = True
@@ -101,7 +103,7 @@ def net(
     if outer.name == "none":
         return build.build(written)
     wrapped = {"type": "Precondition", "net": written, "kind": outer.name, "process": described.describe(process)}
-    return build.build(wrapped | ({"learned_variance": True} if variances else {}) | outer.arguments)
+    return build.build(wrapped | outer.arguments)
 
 
 def check_net(text: str, precondition: str) -> tuple[Call, Call]:

@@ -166,9 +166,9 @@ def test_a_schedule_to_learn_and_levels_are_written_short():
     "learned_variance" not in inspect.signature(hb.nets.MLP).parameters, reason="no network returns variances"
 )
 @pytest.mark.parametrize("objective", ["hybrid", "ddpm_elbo(learned=True)"])
-@pytest.mark.parametrize("precondition", ["none", "edm"])
-def test_an_objective_that_learns_variances_has_a_network_that_returns_them(capsys, tmp_path, objective, precondition):
-    told = [*MOONS, "--objective", objective, "--precondition", precondition, "--quiet", "--out", tmp_path / "run"]
+def test_an_objective_that_learns_variances_has_a_network_that_returns_them(capsys, tmp_path, objective):
+    told = [*MOONS, "--objective", objective, "--quiet", "--out", tmp_path / "run"]
+    assert "returns data alone" in refused(capsys, *told, "--precondition", "edm")
     assert run(capsys, *told) == (0, "", "")
     field = saved.load(tmp_path / "run").field
     assert field.noise(3.0, torch.zeros(3, 2)).shape == (3, 2)
