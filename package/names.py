@@ -93,7 +93,9 @@ def net(
     arguments = plain_arguments(bind(kind, given._replace(name=name), "net", OF_NETS))
     if variances:
         if outer.name != "none":
-            raise ValueError(f"precondition {outer.name!r} returns data alone, and the objective learns variances; pass none")
+            raise ValueError(
+                f"precondition {outer.name!r} returns data alone, and the objective learns variances; pass none"
+            )
         if "learned_variance" not in inspect.signature(kind).parameters:
             raise ValueError(f"net {name!r} returns no variances, which the objective learns; pass another objective")
         arguments["learned_variance"] = True

@@ -252,6 +252,7 @@ def test_help_names_the_arguments_of_what_it_names(capsys, command, named):
     out = " ".join(run(capsys, *COMMANDS[command][: 2 if command == "train sgm" else 1], "--help")[1].split())
     for words in named:
         assert words in out
+    assert "out=)" not in out
 
 
 @pytest.mark.parametrize("command", COMMANDS)

@@ -133,7 +133,7 @@ def test_classes_that_the_network_has_not_are_refused(classes, options, message)
 def test_classes_for_a_network_without_are_refused():
     with pytest.raises(ValueError, match="the network has none; build it with classes=2"):
         train(classes=torch.arange(64) % 2)
-    with pytest.raises(ValueError, match=r"class_dropout = 0.1, but there are no classes; pass classes="):
+    with pytest.raises(ValueError, match=r"class_dropout = 0.1, but the network is told no classes"):
         train(class_dropout=0.1)
 
 

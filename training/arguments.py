@@ -58,7 +58,9 @@ def _check_classes(
                 f"the network has {has} classes and none are given; pass classes=, one for each row of data (-1: none)"
             )
         if settings.class_dropout:
-            raise ValueError(f"class_dropout = {settings.class_dropout}, but there are no classes; pass classes=")
+            raise ValueError(
+                f"class_dropout = {settings.class_dropout}, but the network is told no classes; tell it them, or leave it out"
+            )
         return None
     if not isinstance(classes, torch.Tensor) or classes.shape != (n,) or classes.dtype != torch.int64:
         got = (

@@ -104,8 +104,7 @@ def _advance(trainer: Trainer, folder: RunFolder | None, asked: Asked) -> Step:
             raise
         trainer.workers.once(lambda: folder.save(trainer))
         raise NotFinite(
-            f"{error}. The network before that step is saved in {folder.path}: halfbridge.training.load({str(folder.path)!r}) "
-            "has it; resuming unchanged would end here again"
+            f"{error}. The network before that step is saved in {folder.path}; resuming unchanged would end here again"
         ) from None
 
 
