@@ -21,7 +21,7 @@ def near(name: object, known: Iterable[str]) -> str | None:
 
 
 def nearest(name: object, known: Iterable[str]) -> str:
-    """ "did you mean 'heun'?" where a known name is near, else "there are 'ddim', 'heun', ...", for the end of an error."""
+    """The end of an error on an unknown name: the known name nearest to it, or all of them where none is near."""
     names = [*known]
     found = near(name, names)
     return f"there are {', '.join(map(repr, names))}" if found is None else f"did you mean {found!r}?"
