@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import operator
 from collections.abc import Sequence
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, NamedTuple, TypeVar
 
 import torch
 
@@ -49,6 +49,7 @@ class EMA(Generic[Module]):
         self.updates = 0
         self.models: tuple[Module, ...] = tuple(copy.deepcopy(model).eval().requires_grad_(False) for _ in self.decays)
         self._wide: list[dict[str, torch.Tensor]] = [{} for _ in self.decays]
+        self._plan: Plan | None = None
         self._pairs: ParameterAverages | None = None
 
     @property
@@ -68,28 +69,34 @@ class EMA(Generic[Module]):
     @torch.no_grad()
     def update(self) -> None:
         """Take the source's present parameters into the averages."""
-        averages: list[list[torch.Tensor]] = []
-        rounded: list[tuple[torch.Tensor, torch.Tensor]] = []
-        for model, held in zip(self.models, self._wide, strict=True):
-            averages.append([])
-            for (name, average), value in zip(model.named_parameters(), self.source.parameters(), strict=True):
+        found = _tensors(self.source, *self.models)
+        plan = self._plan
+        if plan is None or len(found) != len(plan.found) or not all(map(operator.is_, found, plan.found)):
+            plan = self._plan = self._planned(found)
+        averages = [list(tensors) for tensors in plan.averages] if plan.halves else plan.averages
+        for k, i, name in plan.halves:
+            averages[k][i] = _unrounded(self._wide[k], name, plan.averages[k][i])
+        self._pairs_of(averages, plan.values).update([1.0 - rate for rate in self.rates()])
+        for k, i, _ in plan.halves:
+            plan.averages[k][i].copy_(averages[k][i])
+        for kept, value in plan.copied:
+            kept.copy_(value)
+        self.updates += 1
+
+    def _planned(self, found: list[torch.Tensor | None]) -> Plan:
+        values = list(self.source.parameters())
+        plan = Plan(found, [], [value for value in values if value.is_floating_point()], [], [])
+        for k, model in enumerate(self.models):
+            plan.averages.append([])
+            for (name, average), value in zip(model.named_parameters(), values, strict=True):
                 if not average.is_floating_point():
-                    average.copy_(value)
+                    plan.copied.append((average, value))
                     continue
                 if average.dtype in HALF:
-                    wide = _unrounded(held, name, average)
-                    averages[-1].append(wide)
-                    rounded.append((average, wide))
-                else:
-                    averages[-1].append(average)
-        values: list[torch.Tensor] = [value for value in self.source.parameters() if value.is_floating_point()]
-        self._pairs_of(averages, values).update([1.0 - rate for rate in self.rates()])
-        for half, wide in rounded:
-            half.copy_(wide)
-        for model in self.models:
-            for kept, buffer in zip(model.buffers(), self.source.buffers(), strict=True):
-                kept.copy_(buffer)
-        self.updates += 1
+                    plan.halves.append((k, len(plan.averages[-1]), name))
+                plan.averages[-1].append(average)
+            plan.copied.extend(zip(model.buffers(), self.source.buffers(), strict=True))
+        return plan
 
     def _pairs_of(self, averages: list[list[torch.Tensor]], values: list[torch.Tensor]) -> ParameterAverages:
         """What updates these tensors: the last one, if it does."""
@@ -127,6 +134,33 @@ class EMA(Generic[Module]):
             wide.clear()
             wide.update({name: values.clone() for name, values in part.get("wide", {}).items()})
         self.updates = int(state["updates"])
+
+
+class Plan(NamedTuple):
+    """What an update does, found once: walking the modules by name costs more than a small network's averages do."""
+
+    found: list[torch.Tensor | None]
+    """All tensors of all models: the plan holds as long as they are these."""
+    averages: list[list[torch.Tensor]]
+    """For each decay, in the order of `values`."""
+    values: list[torch.Tensor]
+    """The source's floating parameters."""
+    halves: list[tuple[int, int, str]]
+    """(k, i, name) of each averages[k][i] that is a half tensor."""
+    copied: list[tuple[torch.Tensor, torch.Tensor]]
+    """Buffers and integer parameters, (average, value)."""
+
+
+def _tensors(*models: torch.nn.Module) -> list[torch.Tensor | None]:
+    """Every place of a parameter or buffer in the models, whatever its name; None where it is empty."""
+    found: list[torch.Tensor | None] = []
+    modules: list[torch.nn.Module | None] = list(models)
+    while modules:
+        if (module := modules.pop()) is not None:
+            found += module._parameters.values()
+            found += module._buffers.values()
+            modules += module._modules.values()
+    return found
 
 
 def _unrounded(held: dict[str, torch.Tensor], name: str, average: torch.Tensor) -> torch.Tensor:

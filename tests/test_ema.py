@@ -114,6 +114,22 @@ def test_an_ema_follows_a_network_whose_parameters_are_replaced():
     assert torch.allclose(ema.model.weight, start + 2)
 
 
+def test_an_ema_follows_a_network_whose_modules_and_buffers_are_replaced():
+    net = torch.nn.Sequential(torch.nn.Linear(2, 2), torch.nn.Linear(2, 2).bfloat16())
+    net.register_buffer("count", torch.zeros(()))
+    ema = EMA(net, 0.5, warmup=False)
+    ema.update()
+    starts = [layer.weight.detach().clone() for layer in net]
+    for k in (0, 1):
+        net[k] = torch.nn.Linear(2, 2).to(starts[k].dtype)
+        torch.nn.init.zeros_(net[k].weight)
+    net.count = torch.ones(())
+    ema.update()
+    for layer, start in zip(ema.model, starts, strict=True):
+        assert torch.equal(layer.weight, start / 2)
+    assert ema.model.count == 1
+
+
 @pytest.mark.parametrize("decay", [-0.1, 1.0, math.nan])
 def test_an_ema_refuses_a_decay_outside_zero_to_one(decay):
     with pytest.raises(ValueError, match="decay"):
