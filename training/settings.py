@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from numbers import Real
 from typing import Any, TypeVar
 
 from halfbridge.kernels.philox import check_seed, integer
 from halfbridge.solvers import names
+from halfbridge.solvers.nearest import nearest
 
 __all__ = ["OPTIMIZERS", "PRECISIONS", "SCHEDULES", "Settings"]
 
@@ -43,7 +44,7 @@ class Settings:
 
     steps: int = _of(2000, "optimiser steps")
     batch_size: int = _of(128, "examples a step, over all processes and micro-batches")
-    accumulate: int = _of(1, "micro-batches a step: as many times less memory, the same gradient to rounding")
+    accumulate: int = _of(1, "micro-batches a step: less memory, and the same gradient to rounding but for BatchNorm")
     optimizer: str = _of("adam", "adam or adamw (decoupled weight decay)")
     lr: float = _of(1e-3, "learning rate, the highest that warm-up and schedule reach")
     betas: tuple[float, float] = _of((0.9, 0.999), "Adam's decays of the gradient's mean and mean square")
@@ -88,8 +89,7 @@ class Settings:
         self._check_decays()
         for name, known in (("optimizer", OPTIMIZERS), ("schedule", SCHEDULES), ("precision", PRECISIONS)):
             if getattr(self, name) not in known:
-                raise ValueError(f"{name} = {getattr(self, name)!r} is not one of {', '.join(map(repr, known))}"
-                                 + _near(str(getattr(self, name)), known))  # fmt: skip
+                raise ValueError(f"{name} = {getattr(self, name)!r} is unknown; {nearest(getattr(self, name), known)}")
         if not isinstance(self.tensorboard, bool):
             raise TypeError(f"tensorboard = {self.tensorboard!r} must be True or False")
         if self.batch_size % self.accumulate:
@@ -99,8 +99,12 @@ class Settings:
             )
         if self.warmup > self.steps:
             raise ValueError(f"warmup = {self.warmup} is more than steps = {self.steps}; lr would never be reached")
-        names.solver(self.sample_solver)
-        names.grid(self.sample_grid)
+        finders: dict[str, Callable[[str], Any]] = {"sample_solver": names.solver, "sample_grid": names.grid}
+        for name, find in finders.items():
+            try:
+                find(getattr(self, name))
+            except (TypeError, ValueError) as error:
+                raise ValueError(f"{name} = {getattr(self, name)!r}: {error}") from error
 
     def _check_decays(self) -> None:
         betas = tuple(_number("betas", beta) for beta in _sequence("betas", self.betas))
@@ -140,9 +144,7 @@ class Settings:
         known = [field.name for field in dataclasses.fields(self)]
         for name in changes:
             if name not in known:
-                raise TypeError(
-                    f"there is no setting {name!r}{_near(name, known) or '; there are ' + ', '.join(known)}"
-                )
+                raise TypeError(f"there is no setting {name!r}; {nearest(name, known)}")
         values: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in changes.items()}
         return dataclasses.replace(self, **values)
 
@@ -175,7 +177,7 @@ def _number(name: str, value: object) -> float:
             return float(value)
         except ValueError:
             pass
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
+    if isinstance(value, bool) or not isinstance(value, Real):
         raise TypeError(f"{name} = {value!r} must be a number")
     return float(value)
 
@@ -184,8 +186,3 @@ def _sequence(name: str, value: object) -> tuple[Any, ...]:
     if not isinstance(value, (tuple, list)):
         raise TypeError(f"{name} = {value!r} must be a tuple of numbers")
     return tuple(value)
-
-
-def _near(name: str, known: tuple[str, ...] | list[str]) -> str:
-    near = difflib.get_close_matches(name, known, n=1)
-    return f"; did you mean {near[0]!r}?" if near else ""
