@@ -7,14 +7,15 @@ Python literals; a bare word is a string, and a word with arguments is a `Call` 
 from __future__ import annotations
 
 import ast
+import dataclasses
 import inspect
 import types
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from typing import Any, Literal, NamedTuple, Union, get_args, get_origin
+from typing import Any, Literal, NamedTuple, Union, get_args, get_origin, get_type_hints
 
 from halfbridge.solvers.nearest import fold, nearest
 
-__all__ = ["Call", "bind", "call", "find", "plain", "takes", "usage"]
+__all__ = ["Call", "bind", "call", "find", "parameters", "plain", "takes", "usage"]
 
 
 class Call(NamedTuple):
@@ -61,7 +62,7 @@ def bind(
     ValueError, naming argument and value, for one that there is not, that is missing, or whose value is of another kind.
     """
     what = f"{kind} {given.name!r}"
-    known = {name: p for name, p in inspect.signature(maker, eval_str=True).parameters.items() if name not in without}
+    known = {name: p for name, p in parameters(maker).items() if name not in without}
     named = {name: p for name, p in known.items() if p.kind is not p.VAR_KEYWORD}
     places = [name for name, p in named.items() if p.kind is p.POSITIONAL_OR_KEYWORD]
     if len(given.values) > len(places):
@@ -89,6 +90,18 @@ def bind(
         elif hint not in (Any, inspect.Parameter.empty) and not takes(hint, value):
             raise ValueError(f"{what}: {name} = {_shown(value)} must be {_said(hint)}")
     return arguments
+
+
+def parameters(maker: Callable[..., Any]) -> dict[str, inspect.Parameter]:
+    """The arguments by name, each annotation evaluated where it was written: a dataclass's bases may be in other modules."""
+    written = getattr(maker, "func", maker)  # of a partial
+    if isinstance(written, type) and not dataclasses.is_dataclass(written):
+        written = written.__init__  # type: ignore[misc]
+    hints = get_type_hints(written)
+    return {
+        name: parameter.replace(annotation=hints.get(name, parameter.annotation))
+        for name, parameter in inspect.signature(maker).parameters.items()
+    }
 
 
 def plain(value: Any) -> Any:

@@ -95,6 +95,10 @@ def stopped(folder, resume):
     return train(network(), out=out, resume=resume, callback=callback, sample_every=7, sample_count=5, progress=True)
 
 
+def ended():
+    return train(network(), callback=lambda state: state.step == 5 and current().index == 1)
+
+
 CASES = {
     "samples": lambda folder: samples(),
     "classes": lambda folder: tensors(train(network(classes=2), class_dropout=0.3)),
@@ -104,6 +108,7 @@ CASES = {
     "uneven": lambda folder: tensors(train(network(), batch_size=10)),
     "stopped": lambda folder: tensors(stopped(folder, False)),
     "resumed": lambda folder: tensors(stopped(folder, True)),
+    "ended": lambda folder: tensors(ended()),
 }
 
 
@@ -150,6 +155,6 @@ if __name__ == "__main__":
         for name in ("accelerate", "safetensors.torch", "torch._dynamo"):
             importlib.import_module(name)  # the children would each do it
         group(1, ["samples", "classes", "dropout"], folder)
-        group(2, ["samples", "classes", "dropout", "nan", "exists", "uneven", "stopped", "resumed"], folder)
+        group(2, ["samples", "classes", "dropout", "nan", "exists", "uneven", "stopped", "resumed", "ended"], folder)
         group(3, ["samples", "classes", "dropout"], folder)
         print(checkpoint.steps(folder / "nan-2" / "checkpoints"))

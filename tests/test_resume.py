@@ -2,9 +2,11 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 
 import pytest
@@ -116,9 +118,55 @@ def test_a_network_of_the_users_with_other_weights_is_refused_by_the_first_that_
     fit(3, False)
     fit(3, True)
     with pytest.raises(
-        ValueError, match=r"layer.weight is float32 \(3, 2\) there and float32 \(4, 2\) in the one given"
+        ValueError,
+        match=r"of another architecture than net, a Mine: 'layer.weight' is float32 \(3, 2\) there and .*\(4, 2\)",
     ):
         fit(4, True)
+
+
+def weighted(times, weight=1.0):
+    return objectives.Denoising(hb.VP(), weighting=lambda t: torch.full_like(t, weight), times=times)
+
+
+def test_beside_a_function_all_choices_of_an_objective_are_compared(tmp_path):
+    def fit(resume, **changes):
+        net, options = MLP(2, hidden=8), {"objective": weighted("uniform"), "steps": 2, "batch_size": 8, **changes}
+        fit_score(net, data.moons(64, 0), out=tmp_path, resume=resume, **options)
+
+    fit(False)
+    fit(True, objective=weighted("uniform", 2.0))  # a function's name is all that is known of it
+    with pytest.raises(ValueError, match=r"objective.times = 'half_log_snr' but was 'uniform'"):
+        fit(True, objective=weighted("half_log_snr"))
+    named = objectives.Denoising(hb.VP(), weighting=torch.ones_like)
+    with pytest.raises(ValueError, match=r"objective.weighting.type = .*ones_like"):
+        fit(True, objective=named)
+
+
+def test_other_versions_are_warned_of_once_and_the_first_are_kept(tmp_path):
+    whole, path = train(steps=9), tmp_path / "config.json"
+    train(tmp_path, steps=3)
+    config = json.loads(path.read_text())
+    now = config["versions"]
+    config["versions"] = {**now, "torch": "1.0"}
+    path.write_text(json.dumps(config))
+    with pytest.warns(UserWarning, match=rf"was written with torch 1.0 \(now {re.escape(torch.__version__)}\)"):
+        train(tmp_path, True, steps=6)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert same(train(tmp_path, True, steps=9), whole)
+    config = json.loads(path.read_text())
+    assert config["versions"]["torch"] == "1.0"
+    assert config["resumed"] == [{"step": 3, "versions": now}]
+
+
+def test_a_config_without_settings_is_told(tmp_path):
+    train(tmp_path, steps=2)
+    path = tmp_path / "config.json"
+    path.write_text(
+        json.dumps({key: value for key, value in json.loads(path.read_text()).items() if key != "settings"})
+    )
+    with pytest.raises(ValueError, match=r"config.json is no run's config: it has settings = None; restore it"):
+        train(tmp_path, True, steps=3)
 
 
 def test_a_folder_is_begun_once(tmp_path):
@@ -129,6 +177,9 @@ def test_a_folder_is_begun_once(tmp_path):
     with pytest.raises(FileExistsError, match="holds a run already; resume it"):
         train(out, steps=3)
     assert same(train(out, "auto", steps=3), whole)
+    (tmp_path / "new").mkdir()
+    (tmp_path / "new" / ".DS_Store").write_text("x")
+    assert same(train(tmp_path / "new", steps=3), whole)
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "thesis.tex").write_text("x")
     for resume in (False, True, "auto"):

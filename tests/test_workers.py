@@ -92,6 +92,12 @@ def test_a_signal_to_one_process_saves_and_stops_all_and_they_go_on(ran):
     assert len(list((ran / "stopped" / "samples").iterdir())) == 3  # steps 7, 14 and 20
 
 
+def test_a_callback_of_one_process_ends_training_in_all_after_the_next_step(ran):
+    one, other = results(ran, "ended", 2, 2)
+    assert (one["step"], other["step"]) == (6, 6)
+    assert all(torch.equal(other[name], value) for name, value in one.items())
+
+
 def test_accelerate_launch_trains_and_samples_what_one_process_does(ran, tmp_path):
     launch = (
         "--multi_gpu --num_processes 2 --num_machines 1 --mixed_precision no --dynamo_backend no --main_process_port"

@@ -2,13 +2,27 @@
 
 from __future__ import annotations
 
+from numbers import Integral
+from typing import NamedTuple
+
 import torch
 
 from halfbridge.training.data import Dataset, check_examples
 from halfbridge.training.settings import Settings
 from halfbridge.training.workers import Workers
 
-__all__ = ["check"]
+__all__ = ["Examples", "check", "check_kept", "class_count"]
+
+
+class Examples(NamedTuple):
+    """What is trained on."""
+
+    values: torch.Tensor
+    """(n, *shape), in the network's dtype, where they were."""
+    classes: torch.Tensor | None
+    """(n,), on the CPU, if the network takes them."""
+    bins: Dataset | None
+    """The data set, if its pixels are dequantised anew for each example seen."""
 
 
 def check(
@@ -17,13 +31,25 @@ def check(
     classes: torch.Tensor | None,
     settings: Settings,
     workers: Workers,
-) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """Refuse what cannot be trained; the examples, and their classes if the network takes them."""
+) -> Examples:
+    """Refuse what cannot be trained."""
+    if not isinstance(data, (torch.Tensor, Dataset)):
+        raise TypeError(
+            f"data is a {type(data).__name__}; pass a tensor (n, *shape), e.g. torch.as_tensor of an array, or a Dataset, which "
+            "halfbridge.training.data.load makes of a name"
+        )
     trained = [p for p in net.parameters() if p.requires_grad]
     if not trained:
         raise ValueError(f"{type(net).__name__} has no parameter that requires a gradient: nothing to train")
     parameter = trained[0]
     workers.check_device(parameter.device, "the network")
+    if parameter.dtype == torch.float16:
+        raise ValueError(
+            "the network is float16, where Adam's epsilon of 1e-8 is 0; pass net.float(), with precision='float16' on a GPU, or "
+            "net.bfloat16()"
+        )
+    if workers.count > 1:
+        _check_statistics(net)
     if settings.precision != "float32":
         if parameter.dtype != torch.float32:
             raise ValueError(
@@ -34,24 +60,52 @@ def check(
             raise ValueError(
                 f"precision = 'float16' needs a CUDA GPU and the network is on {parameter.device}; pass precision='bfloat16'"
             )
-    has = int(getattr(net, "classes", 0) or 0)
+    has = class_count(net)
     if isinstance(data, Dataset):
         classes = data.classes if classes is None and has else classes
-        examples = data.examples.to(parameter)
+        examples = data.examples.to(parameter.dtype)
     else:
         examples = data
         check_examples(examples)
-    for name in ("dtype", "device"):
-        if getattr(examples, name) != getattr(parameter, name):
+        if examples.dtype != parameter.dtype:
+            raise ValueError(f"data has dtype {examples.dtype} and the network {parameter.dtype}; convert one")
+    if examples.device not in (parameter.device, torch.device("cpu")):
+        raise ValueError(
+            f"data is on {examples.device} and the network on {parameter.device}; move it there, or to the CPU, from where the "
+            "rows of each batch go over"
+        )
+    bins = data if isinstance(data, Dataset) and data.anew else None
+    return Examples(examples, _check_classes(classes, has, len(examples), settings), bins)
+
+
+def class_count(net: torch.nn.Module) -> int | None:
+    """How many classes the network says that it knows; None for one that does not say."""
+    known = getattr(net, "classes", None)
+    return int(known) if isinstance(known, Integral) else None
+
+
+def check_kept(net: torch.nn.Module, objective: object) -> None:
+    """ValueError for modules with a state that a run's folder does not keep."""
+    for what, module in (("the network", net), ("the objective", objective)):
+        for name, part in module.named_modules() if isinstance(module, torch.nn.Module) else ():
+            if type(part).get_extra_state is not torch.nn.Module.get_extra_state:
+                raise ValueError(
+                    f"{what} has a state beside its tensors, of {name or 'itself'} ({type(part).__name__}.get_extra_state), "
+                    "which a run's folder does not keep; hold it in a buffer (register_buffer), or train without out="
+                )
+
+
+def _check_statistics(net: torch.nn.Module) -> None:
+    """ValueError for BatchNorm: each process would have running statistics of its own rows."""
+    for name, part in net.named_modules():
+        if isinstance(part, torch.nn.modules.batchnorm._BatchNorm) and not isinstance(part, torch.nn.SyncBatchNorm):
             raise ValueError(
-                f"data has {name} {getattr(examples, name)} and the network {getattr(parameter, name)}; convert one"
+                f"{name} is a {type(part).__name__}, whose statistics several processes would each take of their own rows; use "
+                "torch.nn.GroupNorm, on GPUs torch.nn.SyncBatchNorm.convert_sync_batchnorm(net), or one process"
             )
-    return examples, _check_classes(net, classes, has, len(examples), settings)
 
 
-def _check_classes(
-    net: torch.nn.Module, classes: torch.Tensor | None, has: int, n: int, settings: Settings
-) -> torch.Tensor | None:
+def _check_classes(classes: torch.Tensor | None, has: int | None, n: int, settings: Settings) -> torch.Tensor | None:
     if classes is None:
         if has:
             raise ValueError(
@@ -68,7 +122,7 @@ def _check_classes(
         )
         raise ValueError(f"classes is {got}; pass an int64 tensor of shape ({n},), one class for each row of data")
     low, high = (int(end) for end in classes.aminmax())
-    if hasattr(net, "classes") and not has:
+    if has == 0:
         raise ValueError(
             f"classes are given, but the network has none; build it with classes={high + 1}, or pass data.examples alone"
         )

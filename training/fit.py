@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 from collections.abc import Callable
 from pathlib import Path
@@ -13,13 +14,14 @@ from halfbridge.nets.adapter import Labels
 from halfbridge.solvers.field import Field
 from halfbridge.solvers.processes import Process
 from halfbridge.training import objectives
-from halfbridge.training.arguments import check
+from halfbridge.training.arguments import check, check_kept
 from halfbridge.training.data import Dataset
 from halfbridge.training.folder import Resume, RunFolder
 from halfbridge.training.interrupts import watch
 from halfbridge.training.loop import TrainingState, run
 from halfbridge.training.losses import Times, Weighting
 from halfbridge.training.objectives import Objective
+from halfbridge.training.previews import rehearse
 from halfbridge.training.runs import describe_run
 from halfbridge.training.settings import Settings
 from halfbridge.training.trainer import Trainer, training_mode
@@ -68,9 +70,10 @@ def fit_score(
 ) -> ScoreFit[Module]:
     """Train `net` in place to predict `predicts` on `data` noised by `process`; return its averaged copy as a field.
 
-    data: (n, *shape), in the network's dtype (not float16: Adam's epsilon is 0 in it; see `precision`) and on its device; or
-    a `Dataset`, which is brought there. Each step takes the next `batch_size` examples of an endless sequence of shuffled
-    passes over the data, and minimises the mean over them of an objective.
+    data: (n, *shape), in the network's dtype (not float16: Adam's epsilon is 0 in it; see `precision`), on its device or on
+    the CPU, from where the rows of each batch go over; or a `Dataset`, whose pixels are dequantised anew for each example
+    seen if it was loaded with dequantise=True, with noise counted as below. Each step takes the next `batch_size` examples
+    of an endless sequence of shuffled passes over the data, and minimises the mean over them of an objective.
     process: may be left out where the objective has one of its own ("edm", "ncsn", a "vdm" that learns it, and objects).
     objective: a name of `objectives.NAMES` or an object of your own. "denoising" is `losses.denoising_loss` at stratified
     times; see there for `predicts` ("noise"), `weighting` ("simple") and `labels`, and `losses.sample_times` for `times`
@@ -78,42 +81,61 @@ def fit_score(
     classes: (n,) int64 for a network that takes net(x, label, classes), -1 for none; default: the Dataset's, if the network
     has classes. `class_dropout` withholds them at random, for classifier-free guidance.
     settings, changes: `training.settings.Settings`, whose fields are keywords here too (steps, batch_size, lr, clip, ...).
-    progress: show steps, loss and speed. callback: called with a `TrainingState` after each step.
+    progress: show steps, loss and speed.
+    callback: called with a `TrainingState` after each step, for train mode to be restored after it. If it returns True (not
+    1, or something true) training ends there, saved and returned as it is; on several processes after the next step, and one
+    of them is enough.
 
     out: a folder for the run, new or empty: its config, checkpoints, log and pictures (see `training.folder`), made once the
     loss of an example could be evaluated. A run that
     was killed at any moment goes on with the same call and resume=True, or "auto", which begins where there is nothing yet;
     on a CPU with the same number of threads it ends in the same bits as one never interrupted. What is trained may not
-    change then; `steps` may (with a constant schedule), and what is written and shown: save_every, keep, log_every,
-    tensorboard, sample_*, progress; and the number of processes, to rounding. SIGINT (Ctrl-C) and SIGTERM save after the
-    step they come in and raise `Interrupted`, a KeyboardInterrupt; a second one acts at once.
+    change then (of functions of your own the names are compared, no more); `steps` may (with a constant schedule), and what
+    is written and shown: save_every, keep, log_every, tensorboard, sample_*, progress; and the number of processes, to
+    rounding; other versions are warned of. SIGINT (Ctrl-C) and SIGTERM save after the step they come in and raise
+    `Interrupted`, a KeyboardInterrupt; a second one acts at once. What a callback or a picture raises passes on once the
+    state is saved. While it trains the folder is locked: a second run in it gets BlockingIOError.
 
     The state after a step depends on the arguments and the network's starting values only: batches, times and normals are
     counted from the seed and the step, and dropout sees a global generator seeded for each step. The global generator is
     left as it was, and each module's train or eval mode is restored. On a CPU with the same number of threads the same seed
     gives the same bits. Under `accelerate launch` the processes share each batch (`training.workers`): all call fit_score
     alike, process 0 writes, and what each gets is what one process would, to rounding. With dropout the masks follow the
-    micro-batches: 2 processes are then like one with accumulate=2.
+    micro-batches: 2 processes are then like one with accumulate=2. BatchNorm normalises each micro-batch by itself, so that
+    with it accumulate=2 is other training; its running statistics would differ between processes, which refuse it.
 
     Raises ValueError for data that is empty, constant, not finite or unlike the network, and FloatingPointError, naming
-    the step, when the loss or the gradient stops being finite: with `out` the state before that step is saved.
+    the step, when the loss or the gradient stops being finite: with `out` the state before that step is saved, beside the
+    checkpoints that there are.
     """
+    if settings is not None and not isinstance(settings, Settings):
+        raise TypeError(f"settings is a {type(settings).__name__}; pass a Settings, or its fields as keywords")
     settings = (Settings() if settings is None else settings).replace(**changes)
     workers = current()
+    if predicts is None and objective == "denoising":
+        predicts = getattr(net, "predicts", None)
     chosen = _objective(objective, process, predicts=predicts, weighting=weighting, times=times, labels=labels)
-    examples, classes = check(net, data, classes, settings, workers)
+    chosen.field(net)  # refuses a network that says that it predicts something else
+    examples = check(net, data, classes, settings, workers)
     if out is None and resume is not False:
         raise ValueError(f"resume = {resume!r} goes on with a run in a folder; pass its folder as out=")
-    folder = None if out is None else RunFolder(Path(out), describe_run(net, chosen, data, examples, classes, settings))
-    trainer = Trainer(net, chosen, examples, classes, settings, workers)
-    if folder is not None:
-        with training_mode(trainer.model, trainer.device):
-            trainer.rehearse()
-    begun = None if folder is None else _begin(folder, resume, workers)
-    if folder is not None and begun is not None:
-        folder.load(trainer, begun)
-    with training_mode(trainer.model, trainer.device), watch(folder is not None) as asked:
-        run(trainer, folder, asked, progress, callback)
+    folder = None if out is None else RunFolder(Path(out), describe_run(net, chosen, data, examples, settings))
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(torch.inference_mode(False))
+        stack.enter_context(torch.enable_grad())
+        trainer = Trainer(net, chosen, examples.values, examples.classes, settings, workers, examples.bins)
+        if folder is not None:
+            check_kept(net, chosen)
+            with training_mode(trainer.model, trainer.device):
+                trainer.rehearse()
+            if settings.sample_every:
+                rehearse(trainer)
+            stack.callback(folder.close)
+            begun = _begin(folder, resume, workers)
+            if begun is not None:
+                folder.load(trainer, begun)
+        with training_mode(trainer.model, trainer.device), watch(folder is not None) as heard:
+            run(trainer, folder, heard, progress, callback)
 
     nets = [trainer.averaged(k)[0] for k in range(len(settings.decays))]
     best = trainer.averaged()[1]

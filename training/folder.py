@@ -1,20 +1,23 @@
 """A run's folder: what is trained (config.json), its checkpoints, its log, its pictures; begun once, and gone on from.
 
-config.json         what the run was called with, and the versions of what ran it
+config.json         what the run was called with, the versions of what began it, and of what went on with it if others
 checkpoints/        see `checkpoint`
 log.csv             see `log`
 tensorboard/        where settings.tensorboard asks for it
 samples/            step-*.png
+.lock               held by the process that trains
 """
 
 from __future__ import annotations
 
+import contextlib
+import os
+import socket
+import warnings
 from pathlib import Path
-from typing import Any, Literal
+from typing import IO, Any, Literal
 
-import torch
-
-from halfbridge.training import checkpoint, jsontext, states
+from halfbridge.training import checkpoint, jsontext, recipe, states
 from halfbridge.training.durable import PARTIAL, write_file
 from halfbridge.training.runs import check_same_run, check_untouched, read_config
 from halfbridge.training.trainer import Trainer
@@ -22,6 +25,9 @@ from halfbridge.training.trainer import Trainer
 __all__ = ["Resume", "RunFolder", "check_free"]
 
 Resume = bool | Literal["auto"]
+LOCK = ".lock"
+NOTHING = (LOCK, ".DS_Store")
+"""Names of files that make a folder no less empty."""
 
 
 def check_free(path: Path, resume: Resume) -> bool:
@@ -45,7 +51,7 @@ def check_free(path: Path, resume: Resume) -> bool:
 
 def _is_empty(path: Path) -> bool:
     """Whether nothing is there but what a process leaves that is killed while it begins."""
-    return path.is_dir() and all(inner.suffix == PARTIAL for inner in path.iterdir())
+    return path.is_dir() and all(inner.suffix == PARTIAL or inner.name in NOTHING for inner in path.iterdir())
 
 
 class RunFolder:
@@ -54,38 +60,83 @@ class RunFolder:
     def __init__(self, path: Path, config: dict[str, Any]) -> None:
         self.path, self.config = path, config
         self.checkpoints = path / "checkpoints"
+        self._lock: IO[str] | None = None
 
     def open(self, resume: Resume) -> int | None:
         """Begin the run, or find where to go on: the step of the newest checkpoint, None from the beginning.
 
         A folder with nothing in it is begun by False and "auto", one with a run is gone on from by True and "auto", also one
         that was killed before its first checkpoint. FileExistsError or FileNotFoundError otherwise; ValueError for a run
-        that another config began, that is damaged, or whose config.json was changed.
+        that another config began, that is damaged, or whose config.json was changed; BlockingIOError for a run that another
+        process, or thread, trains: the folder is locked until `close`, or until the process ends in whatever way. Warns where
+        other versions began the run.
         """
-        began = check_free(self.path, resume)
+        check_free(self.path, resume)
+        self.path.mkdir(parents=True, exist_ok=True)
+        self._take()
+        began, written = check_free(self.path, resume), {}  # again: it may have been begun since
         at = max(checkpoint.steps(self.checkpoints), default=None)
         if began:
-            old = (
-                read_config(self.path)
-                if at is None
-                else check_untouched(self.path, checkpoint.read(self.checkpoints, at))
-            )
+            written = read_config(self.path)
+            old = written if at is None else check_untouched(self.path, checkpoint.read(self.checkpoints, at))
             check_same_run(old, self.config, f"the run in {self.path}")
         if at is not None and at > self.config["settings"]["steps"]:
             raise ValueError(
                 f"steps = {self.config['settings']['steps']}, but the run in {self.path} is at step {at}; pass more, or "
                 "another folder"
             )
-        self.path.mkdir(parents=True, exist_ok=True)
+        self._keep_versions(written, at)
         write_file(self.path / "config.json", (jsontext.dumps(self.config, "config", indent=2) + "\n").encode())
         return at
 
-    def save(self, trainer: Trainer) -> None:
-        """Write a checkpoint, unless there is one of this step."""
+    def close(self) -> None:
+        """Leave the folder to others."""
+        if self._lock is not None:
+            with contextlib.suppress(OSError):  # a full disk again
+                self._lock.close()
+            self._lock = None
+
+    def _take(self) -> None:
+        """Lock the folder, where the system and the file system have such a lock."""
+        try:
+            import fcntl
+        except ImportError:  # Windows
+            return
+        self._lock = (self.path / LOCK).open("a+", encoding="utf-8")
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            self._lock.seek(0)
+            holder = self._lock.read().strip() or "another process"
+            self.close()
+            raise BlockingIOError(
+                f"out = {str(self.path)!r} is in use by {holder}; wait until that ends, or pass another folder"
+            ) from None
+        except OSError:  # a file system without locks
+            return
+        with contextlib.suppress(OSError):  # a full disk: it is locked all the same
+            self._lock.truncate(0)
+            self._lock.write(f"process {os.getpid()} on {socket.gethostname()}")
+            self._lock.flush()
+
+    def _keep_versions(self, old: dict[str, Any], at: int | None) -> None:
+        """Keep what began the run as "versions", and under "resumed" what went on with it, where that was another."""
+        resumed = old.get("resumed", [])
+        last = resumed[-1]["versions"] if resumed else old.get("versions")
+        changed = None if last is None else recipe.version_changes(last)
+        if changed:
+            warnings.warn(f"the run in {self.path}: {changed}", stacklevel=2)
+            resumed = [*resumed, {"step": at or 0, "versions": recipe.versions()}]
+        self.config |= {"versions": old.get("versions", self.config["versions"])}
+        if resumed:
+            self.config["resumed"] = resumed
+
+    def save(self, trainer: Trainer, *, beside: int = 0) -> None:
+        """Write a checkpoint, unless there is one of this step; keep `beside` more than the settings say."""
         if trainer.step in checkpoint.steps(self.checkpoints):
             return
         tensors, record = states.flatten(trainer.state())
-        keep = trainer.settings.keep
+        keep = trainer.settings.keep + beside
         checkpoint.write(
             self.checkpoints, tensors, {"config": self.config, "state": record}, step=trainer.step, keep=keep
         )
@@ -94,19 +145,7 @@ class RunFolder:
         """Read the checkpoint of `step` into the trainer. CheckpointError, a ValueError, for a damaged one."""
         tensors, record, step = checkpoint.read(self.checkpoints, step)
         state = states.unflatten(tensors, record["state"])
-        _check_architecture(state["model"], trainer.model.state_dict(), self.path)
+        for name, module in trainer.model.items():
+            there = {k.removeprefix(f"{name}."): v for k, v in state["model"].items() if k.startswith(f"{name}.")}
+            states.check_same_tensors(there, module, f"the run in {self.path}", name)
         trainer.load(state, step)
-
-
-def _check_architecture(saved: dict[str, torch.Tensor], here: dict[str, torch.Tensor], folder: Path) -> None:
-    """ValueError, naming the first tensor that differs, unless the network of the run has these names, shapes and dtypes."""
-    for name in {**saved, **here}:
-        was, now = (
-            f"{str(t.dtype)[6:]} {tuple(t.shape)}" if t is not None else "absent"
-            for t in (saved.get(name), here.get(name))
-        )
-        if was != now:
-            raise ValueError(
-                f"the run in {folder} is of another network: {name.removeprefix('net.')} is {was} there and {now} in the "
-                "one given; pass the network that it was begun with"
-            )

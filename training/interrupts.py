@@ -10,28 +10,30 @@ from contextlib import contextmanager
 from types import FrameType
 from typing import Any
 
-__all__ = ["Asked", "Interrupted", "watch"]
+__all__ = ["Heard", "Interrupted", "watch"]
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
+LEFT = (None, signal.SIG_IGN)
+"""Handlers that are not replaced: one not of Python's making, and none, as nohup leaves it."""
 
 
 class Interrupted(KeyboardInterrupt):
     """Training was stopped by a signal, and saved; the message says how to go on."""
 
 
-class Asked:
+class Heard:
     """Whether a signal came."""
 
     signal: signal.Signals | None = None
 
 
 @contextmanager
-def watch(active: bool) -> Iterator[Asked]:
+def watch(active: bool) -> Iterator[Heard]:
     """Inside, the first of SIGNALS is noted only, and the next acts as it did before. Outside the main thread, where Python
-    lets no one listen to signals, and where not `active`, they act as ever."""
-    asked = Asked()
+    lets no one listen to signals, and where not `active`, they act as ever; one that is ignored (nohup) still is."""
+    heard = Heard()
     if not active or threading.current_thread() is not threading.main_thread():
-        yield asked
+        yield heard
         return
     before: dict[int, Any] = {}
 
@@ -41,15 +43,15 @@ def watch(active: bool) -> Iterator[Asked]:
         before.clear()
 
     def note(number: int, frame: FrameType | None) -> None:
-        asked.signal = signal.Signals(number)
+        heard.signal = signal.Signals(number)
         restore()
-        os.write(2, f"\n{asked.signal.name}: stopping after this step; once more to stop at once\n".encode())
+        os.write(2, f"\n{heard.signal.name}: stopping after this step; once more to stop at once\n".encode())
 
     for number in SIGNALS:
-        if (handler := signal.getsignal(number)) is not None:  # None: a handler not of Python's making
+        if (handler := signal.getsignal(number)) not in LEFT:
             before[number] = handler
             signal.signal(number, note)
     try:
-        yield asked
+        yield heard
     finally:
         restore()

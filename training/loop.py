@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any, Generic, TypeVar
 
 import torch
 from tqdm.auto import tqdm
 
 from halfbridge.training.folder import RunFolder
-from halfbridge.training.interrupts import Asked, Interrupted
+from halfbridge.training.interrupts import Heard, Interrupted
 from halfbridge.training.log import SMOOTHED, Log, Row
 from halfbridge.training.previews import preview
-from halfbridge.training.trainer import NotFinite, Step, Trainer
+from halfbridge.training.trainer import Asked, NotFinite, Step, Trainer
 
 __all__ = ["TrainingState", "run"]
 
@@ -46,9 +47,9 @@ class TrainingState(Generic[Module]):
 
 
 def run(
-    trainer: Trainer, folder: RunFolder | None, asked: Asked, progress: bool, callback: Callable[[Any], Any] | None
+    trainer: Trainer, folder: RunFolder | None, heard: Heard, progress: bool, callback: Callable[[Any], Any] | None
 ) -> None:
-    """All steps that are left."""
+    """All steps that are left, or those until a callback ends them."""
     settings, workers = trainer.settings, trainer.workers
     log = None if folder is None else workers.once(lambda: _begin(trainer, folder))
     before, started = (0.0 if log is None else log.seconds), time.perf_counter()
@@ -59,31 +60,38 @@ def run(
         unit="step",
         disable=not (progress and workers.first),
     )
+    last = ended = False
     try:
-        while trainer.step < settings.steps:
-            done = _advance(trainer, folder, asked)
-            step, last = trainer.step, trainer.step == settings.steps
+        while trainer.step < settings.steps and not last:
+            done = _advance(trainer, folder, Asked(heard.signal is not None, ended))
+            step, whole = trainer.step, trainer.step == settings.steps
             row = _row(trainer, done, before + time.perf_counter() - started)
-            if log is not None and (last or step % settings.log_every == 0):
-                log.row(row)
-            bar.update()
-            if not bar.disable:
-                rate = bar.format_dict["rate"] or 0.0
-                speed = f"{rate * settings.batch_size:.3g}/s"
-                bar.set_postfix(loss=f"{row.smoothed:.4g}", examples=speed, refresh=False)
-            if callback is not None:
-                callback(TrainingState(**row._asdict(), net=trainer.net, average=trainer.averaged()[0]))
-            stop = done.stop or (workers.count == 1 and asked.signal is not None)  # several agree in the next step
-            if folder is not None:
-                if settings.sample_every and (last or step % settings.sample_every == 0):
+            with _saved_if_it_fails(trainer, folder):
+                logged = whole or step % settings.log_every == 0
+                if log is not None and logged:
+                    log.row(row)
+                bar.update()
+                if not bar.disable:
+                    rate = bar.format_dict["rate"] or 0.0
+                    speed = f"{rate * settings.batch_size:.3g}/s"
+                    bar.set_postfix(loss=f"{row.smoothed:.4g}", examples=speed, refresh=False)
+                if callback is not None:
+                    ended = callback(_told(trainer, row)) is True or ended
+                    trainer.model.train()  # whatever mode it was put in to be looked at
+                stop, end = done.asked
+                if workers.count == 1:  # several agree in the next step
+                    stop, end = heard.signal is not None, ended
+                last = whole or end
+                if log is not None and last and not logged:
+                    log.row(row)
+                # before the checkpoint: a run killed in between goes on from before the picture, and draws it
+                if folder is not None and settings.sample_every and (last or step % settings.sample_every == 0):
                     preview(trainer, folder.path / "samples", log)
+            if folder is not None:
                 if last or stop or (settings.save_every and step % settings.save_every == 0):
                     _save(trainer, folder, log)
                 if stop:
-                    raise Interrupted(
-                        f"stopped by {'a signal' if asked.signal is None else asked.signal.name} after step {step} of "
-                        f"{settings.steps}; the run is saved in {folder.path}: resume it to go on"
-                    )
+                    _interrupt(heard, folder, step, settings.steps)
     finally:
         bar.close()
         if log is not None:
@@ -98,14 +106,38 @@ def _begin(trainer: Trainer, folder: RunFolder) -> Log:
 
 def _advance(trainer: Trainer, folder: RunFolder | None, asked: Asked) -> Step:
     try:
-        return trainer.advance(stop=asked.signal is not None)
+        return trainer.advance(asked)
     except NotFinite as error:
         if folder is None:
             raise
-        trainer.workers.once(lambda: folder.save(trainer))
+        trainer.workers.once(lambda: folder.save(trainer, beside=1))  # what is there already may be the healthy one
         raise NotFinite(
-            f"{error}. The network before that step is saved in {folder.path}; resuming unchanged would end here again"
+            f"{error}. The state before that step is saved in {folder.path}, beside the checkpoints there. Resuming would end "
+            "here again, as a run keeps its lr: begin another, in a new folder, with the network as it was made or with "
+            f"halfbridge.training.load({str(folder.path)!r}, average=0.0).net.requires_grad_()"
         ) from None
+
+
+@contextmanager
+def _saved_if_it_fails(trainer: Trainer, folder: RunFolder | None) -> Iterator[None]:
+    """A callback, a picture or a line of the log that fails costs no step: the state is saved, then the error raised. It may
+    have failed in this process alone, so nothing is exchanged."""
+    try:
+        yield
+    except BaseException as error:
+        if folder is not None and trainer.workers.first:
+            try:
+                folder.save(trainer)
+                error.add_note(f"the run is saved in {folder.path}, at step {trainer.step}")
+            except Exception as another:
+                error.add_note(f"and the run could not be saved at step {trainer.step}: {another}")
+        raise
+
+
+def _interrupt(heard: Heard, folder: RunFolder, step: int, steps: int) -> None:
+    name = "a signal" if heard.signal is None else heard.signal.name
+    left = "resume it to go on" if step < steps else "it is complete"
+    raise Interrupted(f"stopped by {name} after step {step} of {steps}; the run is saved in {folder.path}: {left}")
 
 
 def _save(trainer: Trainer, folder: RunFolder, log: Log | None) -> None:
@@ -115,6 +147,10 @@ def _save(trainer: Trainer, folder: RunFolder, log: Log | None) -> None:
         folder.save(trainer)
 
     trainer.workers.once(act)
+
+
+def _told(trainer: Trainer, row: Row) -> TrainingState[Any]:
+    return TrainingState(**row._asdict(), net=trainer.model["net"], average=trainer.averaged()[0])
 
 
 def _row(trainer: Trainer, done: Step, seconds: float) -> Row:

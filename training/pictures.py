@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import io
 import math
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -12,7 +14,7 @@ from numpy.typing import NDArray
 
 from halfbridge.training.durable import write_file
 
-__all__ = ["draw", "grid"]
+__all__ = ["check", "draw", "grid"]
 
 INK, DATA, SAMPLES, CARD = "#1f2328", "#9aa4ae", "#0072b2", "#dfe3e8"
 SIDE = 640
@@ -39,6 +41,13 @@ def draw(
         _save(pixels, path)
         return pixels
     return _plot(samples, data, path)
+
+
+def check(shape: Sequence[int]) -> None:
+    """ImportError, as of `draw`, where samples of that shape cannot be drawn."""
+    _pillow()
+    if len(shape) != 3:
+        _matplotlib()
 
 
 def grid(
@@ -69,20 +78,17 @@ def grid(
     return sheet
 
 
-def _save(pixels: NDArray[np.uint8], path: Path) -> None:
+def _pillow() -> Any:
     try:
         from PIL import Image
     except ImportError as error:
         raise ImportError(
             "pictures of images need pillow: pip install 'halfbridge[train]', or sample_every=0"
         ) from error
-    file = io.BytesIO()
-    Image.fromarray(pixels).save(file, format="PNG")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_file(path, file.getvalue())
+    return Image
 
 
-def _plot(samples: torch.Tensor, data: torch.Tensor | None, path: Path) -> NDArray[np.uint8]:
+def _matplotlib() -> tuple[Any, Any]:
     try:
         from matplotlib.backends.backend_agg import FigureCanvasAgg
         from matplotlib.figure import Figure
@@ -90,6 +96,18 @@ def _plot(samples: torch.Tensor, data: torch.Tensor | None, path: Path) -> NDArr
         raise ImportError(
             "pictures of points need matplotlib: pip install 'halfbridge[train]', or sample_every=0"
         ) from error
+    return Figure, FigureCanvasAgg
+
+
+def _save(pixels: NDArray[np.uint8], path: Path) -> None:
+    file = io.BytesIO()
+    _pillow().fromarray(pixels).save(file, format="PNG")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_file(path, file.getvalue())
+
+
+def _plot(samples: torch.Tensor, data: torch.Tensor | None, path: Path) -> NDArray[np.uint8]:
+    Figure, FigureCanvasAgg = _matplotlib()
     clouds = [(samples, SAMPLES, f"{len(samples)} samples")]
     if data is not None:
         even = torch.linspace(0, len(data) - 1, min(len(samples), len(data)), device=data.device).long()
@@ -118,8 +136,8 @@ def _plot(samples: torch.Tensor, data: torch.Tensor | None, path: Path) -> NDArr
         axes.spines[spine].set_visible(False)
     axes.tick_params(colors=INK, labelsize=9)
     axes.legend(frameon=False, fontsize=9, labelcolor=INK, loc="lower right", bbox_to_anchor=(1.0, 1.0), ncols=2)
-    canvas.draw()  # type: ignore[no-untyped-call]
-    pixels: NDArray[np.uint8] = np.asarray(canvas.buffer_rgba())[..., :3].copy()  # type: ignore[no-untyped-call]
+    canvas.draw()
+    pixels: NDArray[np.uint8] = np.asarray(canvas.buffer_rgba())[..., :3].copy()
     _save(pixels, path)
     return pixels
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import inspect
 import json
 import platform
 from collections.abc import Callable, Iterator, Mapping
@@ -39,9 +40,10 @@ def describe(
     """{"net", "objective", "process", "predicts", "labels"}: what `training.load` needs to make the field of a network.
 
     Pass the objective, or, without one, the process, what the network predicts and its labels. What cannot be written down,
-    such as a network or a function of the user's or a LinearProcess, leaves the name of its type: {"type": "module.Name"}. The
-    process is None where the objective learns it.
+    such as a network or a function of the user's or a LinearProcess, leaves the name of its type: {"type": "module.Name"}; an
+    objective's other choices are written beside that. The process is None where the objective learns it.
     """
+    net = getattr(net, "_orig_mod", net)  # of what torch.compile returned
     if objective is not None:
         learned = getattr(objective, "schedule", None) is not None
         process, predicts = None if learned else objective.process, objective.predicts
@@ -49,7 +51,7 @@ def describe(
         labels = labels if callable(labels) else None  # "index" and the like are in the objective's own description
     return {
         "net": _written(nets.describe, net),
-        "objective": _written(lambda known: dict(known.config), objective),
+        "objective": _written_objective(objective),
         "process": _written(describe_process, process),
         "predicts": predicts,
         "labels": None if process is None else _written(lambda known: label_types.describe(known, process), labels),
@@ -125,8 +127,32 @@ def _written(describe: Callable[[Any], Any], thing: Any) -> Any:
     try:
         return describe(thing)
     except ValueError:
-        named = thing if hasattr(thing, "__qualname__") else type(thing)
-        return {"type": f"{named.__module__}.{named.__qualname__}"}
+        return _type(thing)
+
+
+def _type(thing: Any) -> dict[str, Any]:
+    named = thing if hasattr(thing, "__qualname__") else type(thing)
+    return {"type": f"{named.__module__}.{named.__qualname__}"}
+
+
+def _written_objective(objective: Objective | None) -> Any:
+    """The objective's config; where it has none, its type and what it was made with, so that only functions are opaque."""
+    try:
+        return None if objective is None else dict(objective.config)
+    except (ValueError, AttributeError):
+        return _made_with(objective)
+
+
+def _made_with(thing: Any) -> Any:
+    """A value of JSON as it is; else the type, and those of its constructor's arguments that it keeps by their names. Process
+    and labels are written elsewhere."""
+    try:
+        jsontext.dumps(thing)
+        return thing
+    except (TypeError, ValueError):
+        arguments = inspect.signature(type(thing).__init__).parameters.keys() - {"process", "labels"}
+        kept = sorted(arguments & getattr(thing, "__dict__", {}).keys())
+        return _type(thing) | {name: _made_with(getattr(thing, name)) for name in kept}
 
 
 def _differences(path: str, old: Any, new: Any) -> Iterator[tuple[str, tuple[Any, Any]]]:

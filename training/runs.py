@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from halfbridge.training import checkpoint, recipe
+from halfbridge.training.arguments import Examples
 from halfbridge.training.data import Dataset
 from halfbridge.training.objectives import Objective
 from halfbridge.training.settings import Settings
@@ -25,8 +26,7 @@ def describe_run(
     net: torch.nn.Module,
     objective: Objective,
     data: torch.Tensor | Dataset,
-    examples: torch.Tensor,
-    classes: torch.Tensor | None,
+    examples: Examples,
     settings: Settings,
 ) -> dict[str, Any]:
     """`recipe.describe`, the data's config (None for a user's tensors) and digest, whether the network sees examples of no
@@ -36,12 +36,14 @@ def describe_run(
         **recipe.describe(net, objective=objective),
         "data": dict(data.config) if known else None,  # type: ignore[union-attr, arg-type]
         "examples": {
-            "dtype": str(examples.dtype)[6:],
-            "shape": list(examples.shape),
-            "sha256": _digest(examples),
-            "classes": None if classes is None else _digest(classes),
+            "dtype": str(examples.values.dtype)[6:],
+            "shape": list(examples.values.shape),
+            "sha256": _digest(examples.values),
+            "classes": None if examples.classes is None else _digest(examples.classes),
+            **({} if examples.bins is None else {"dequantised": "anew"}),
         },
-        "no_class": classes is not None and (settings.class_dropout > 0.0 or bool((classes < 0).any())),
+        "no_class": examples.classes is not None
+        and (settings.class_dropout > 0.0 or bool((examples.classes < 0).any())),
         "settings": settings.config,
         "versions": recipe.versions(),
     }

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-__all__ = ["flatten", "unflatten"]
+__all__ = ["check_same_tensors", "flatten", "unflatten"]
 
 # What JSON has not is a dict with one of these keys; a dict of the user's that has a key beginning so is written as pairs.
 TENSOR, TUPLE, PAIRS = "$tensor", "$tuple", "$dict"
@@ -49,6 +49,29 @@ def unflatten(tensors: Mapping[str, torch.Tensor], record: Any) -> Any:
                 f"the record has a dict with the key {key!r} beside others, which `flatten` does not write"
             )
     return {key: unflatten(tensors, item) for key, item in record.items()}
+
+
+def check_same_tensors(there: Mapping[str, Any], module: torch.nn.Module, where: str, name: str) -> None:
+    """ValueError, naming the first that differ, unless the state dict `there` has the names, shapes and dtypes of the
+    module's. where: whose `there` is, "the network in runs/x"; name: what the module is called, "net"."""
+    own = module.state_dict()
+    wrong = [
+        f"{key!r} is {_shown(there.get(key))} there and {_shown(own.get(key))} in {name}"
+        for key in {**own, **there}
+        if _shown(there.get(key)) != _shown(own.get(key))
+    ]
+    if wrong:
+        more = f", and {len(wrong) - 3} more differ" if len(wrong) > 3 else ""
+        raise ValueError(
+            f"{where} is of another architecture than {name}, a {type(module).__name__}: {'; '.join(wrong[:3])}{more}; pass "
+            f"{name} as it was trained"
+        )
+
+
+def _shown(value: Any) -> str:
+    if isinstance(value, torch.Tensor):
+        return f"{str(value.dtype)[6:]} {tuple(value.shape)}"
+    return "absent" if value is None else type(value).__name__
 
 
 def _flatten(value: Any, path: tuple[str, ...], tensors: dict[str, torch.Tensor]) -> Any:

@@ -11,19 +11,29 @@ import torch
 
 from halfbridge.nets.adapter import Network
 from halfbridge.nets.ema import EMA
+from halfbridge.training.data import Dataset
 from halfbridge.training.data.order import shuffled
 from halfbridge.training.noise import StepNoise
 from halfbridge.training.objectives import Objective
 from halfbridge.training.settings import Settings
 from halfbridge.training.workers import Workers
 
-__all__ = ["NotFinite", "Step", "Trainer", "training_mode"]
+__all__ = ["Asked", "NotFinite", "Step", "Trainer", "training_mode"]
 
 AUTOCAST = {"bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
 class NotFinite(FloatingPointError):
     """A loss or a gradient that is not finite. The state is as it was before the step."""
+
+
+class Asked(NamedTuple):
+    """What training was asked for, by anyone in any process."""
+
+    stop: bool = False
+    """A signal came."""
+    end: bool = False
+    """A callback returned True."""
 
 
 class Step(NamedTuple):
@@ -33,16 +43,19 @@ class Step(NamedTuple):
     gradient_norm: float
     """Before clipping."""
     lr: float
-    stop: bool
-    """Whether any process was asked to stop."""
+    asked: Asked
+    """What any of the processes was asked for before the step."""
 
 
 class Trainer:
     """Network, optimiser and averages after `step` steps. What they are then is a function of the arguments, `settings.seed`
     and `step`: no generator and no place in the data is kept.
 
-    model: {"net": net}, and {"objective": objective} where it is a module, trained and averaged together.
-    data: (n, *shape) like the network's parameters. classes: (n,) int64 on the CPU, or None for net(x, label).
+    model: {"net": net}, and {"objective": objective} where it is a module, trained and averaged together. Of a network that
+    torch.compile returned it holds the network inside, whose names have no "_orig_mod.".
+    data: (n, *shape) in the network's dtype; on its device, or on the CPU: then the rows of each batch go over. classes: (n,)
+    int64 on the CPU, or None for net(x, label).
+    bins: the data set that `data` are the examples of, whose pixels are then dequantised anew for each example seen.
     """
 
     def __init__(
@@ -53,29 +66,29 @@ class Trainer:
         classes: torch.Tensor | None,
         settings: Settings,
         workers: Workers,
+        bins: Dataset | None = None,
     ) -> None:
-        self.net, self.objective, self.data, self.classes = net, objective, data, classes
+        self.net, self.objective, self.data, self.classes, self.bins = net, objective, data, classes, bins
         self.settings, self.workers = settings, workers
         self.rows = _rows_of(settings, workers)
-        self.model = torch.nn.ModuleDict({"net": net})
+        self.model = torch.nn.ModuleDict({"net": uncompiled(net)})
         self.device = next(p.device for p in net.parameters() if p.requires_grad)
         if isinstance(objective, torch.nn.Module):
             self.model["objective"] = objective.to(self.device)
         workers.spread([*self.model.parameters(), *self.model.buffers()])
         self.parameters = [p for p in self.model.parameters() if p.requires_grad]
-        kind = torch.optim.AdamW if settings.optimizer == "adamw" else torch.optim.Adam
-        self.optimizer = kind(self.parameters, settings.lr, settings.betas, weight_decay=settings.weight_decay)
+        self.optimizer = _optimizer(self.parameters, settings)
         self.average = EMA(self.model, settings.decays)
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=settings.precision == "float16")
         self.losses = torch.empty(settings.steps, dtype=torch.float64, device="cpu")
         self.step = 0
 
-    def advance(self, stop: bool = False) -> Step:
+    def advance(self, asked: Asked = Asked()) -> Step:  # noqa: B008
         """Do one step. NotFinite, before anything is changed, if its loss or gradient is not finite. (A gradient that float16
         cannot hold is no error: the step is passed over and the scale of the loss halved, Micikevicius et al. 2018.)"""
         settings, buffers = self.settings, [buffer.clone() for buffer in self.model.buffers()]
         total = self._gradient()
-        stop = self._exchange(total, stop)
+        asked = self._exchange(total, asked)
         self.scaler.unscale_(self.optimizer)
         norm = torch.nn.utils.clip_grad_norm_(self.parameters, settings.clip)
         loss, size = torch.stack([total, norm.to(total)]).tolist()
@@ -103,7 +116,7 @@ class Trainer:
             self.average.update()
         self.losses[self.step] = loss
         self.step += 1
-        return Step(loss, size, lr, stop)
+        return Step(loss, size, lr, asked)
 
     def rehearse(self) -> None:
         """Evaluate the loss of one example in eval mode and forget it, so that what cannot be trained raises what it raises
@@ -111,11 +124,11 @@ class Trainer:
         settings, buffers = self.settings, [buffer.clone() for buffer in self.model.buffers()]
         first = self.rows[0][0]
         rows = shuffled(len(self.data), settings.seed, self.step, settings.batch_size)[first : first + 1]
-        x0 = self.data[rows.to(self.data.device)]
+        x0 = self._examples(rows, first)
         noise = StepNoise(settings.seed, self.step, settings.batch_size, x0, first)
         self.model.eval()
         try:
-            self.objective(self._network(rows, noise), x0, noise)
+            _check_losses(self.objective(self._network(rows, noise), x0, noise), 1, self.objective)
         finally:
             self.model.train()
             for buffer, before in zip(self.model.buffers(), buffers, strict=True):
@@ -127,13 +140,23 @@ class Trainer:
         order = shuffled(len(self.data), settings.seed, self.step, settings.batch_size)
         for first, last in self.rows:
             rows = order[first:last]
-            x0 = self.data[rows.to(self.data.device)]
+            x0 = self._examples(rows, first)
             noise = StepNoise(settings.seed, self.step, settings.batch_size, x0, first)
             _seed(noise.module_seed(), self.device)
-            part = self.objective(self._network(rows, noise), x0, noise).sum() / settings.batch_size
+            losses = self.objective(self._network(rows, noise), x0, noise)
+            _check_losses(losses, len(rows), self.objective)
+            part = losses.sum() / settings.batch_size
             self.scaler.scale(part).backward()  # type: ignore[no-untyped-call]
             total += part.detach()
         return total
+
+    def _examples(self, rows: torch.Tensor, first: int) -> torch.Tensor:
+        """These rows of the data, which are rows first, first + 1, ... of the batch, on the network's device."""
+        if self.bins is None:
+            return _rows(self.data, rows, self.device)
+        assert self.bins.pixels is not None
+        pixels, example = _rows(self.bins.pixels, rows, self.device), self.step * self.settings.batch_size + first
+        return self.bins.spread(pixels, self.settings.seed, example, dtype=self.data.dtype)
 
     def _network(self, rows: torch.Tensor, noise: StepNoise) -> Network:
         """net(x, label) under autocast, bound to the rows' classes, of which some are dropped."""
@@ -159,28 +182,28 @@ class Trainer:
             classes = torch.where(noise.chance(self.settings.class_dropout), -1, classes)
         return classes.to(self.device)
 
-    def _exchange(self, total: torch.Tensor, stop: bool) -> bool:
-        """Sum loss and gradients over the processes, in one buffer; return whether any of them is to stop.
+    def _exchange(self, total: torch.Tensor, asked: Asked) -> Asked:
+        """Sum loss and gradients over the processes, in one buffer; return what any of them was asked for.
 
         Each process's part is already divided by the global batch, so that the sums are the batch's means. A parameter that
         one process did not need has no gradient only if none of them needed it.
         """
         if self.workers.count == 1:
-            return stop
+            return asked
         wide = torch.float32
         for p in self.parameters:
             wide = torch.promote_types(wide, p.dtype)
-        flags = torch.tensor([float(stop), *(float(p.grad is not None) for p in self.parameters)])
+        flags = torch.tensor([*map(float, asked), *(float(p.grad is not None) for p in self.parameters)])
         grads = [torch.zeros_like(p) if p.grad is None else p.grad for p in self.parameters]
         parts = [total.reshape(1), flags.to(self.device), *(g.flatten() for g in grads)]
         flat = torch.cat([part.to(wide) for part in parts])
         self.workers.add(flat)
         total.copy_(flat[0])
-        stops, *needed = flat[1 : 1 + len(flags)].tolist()
+        stop, end, *needed = flat[1 : 1 + len(flags)].tolist()
         summed = torch.split(flat[1 + len(flags) :], [p.numel() for p in self.parameters])
         for p, grad, need in zip(self.parameters, summed, needed, strict=True):
             p.grad = grad.view_as(p).to(p.dtype) if need else None
-        return bool(stops)
+        return Asked(bool(stop), bool(end))
 
     def state(self) -> dict[str, Any]:
         """All that the next step depends on, and the losses so far. "averages" has one entry a decay."""
@@ -208,6 +231,41 @@ class Trainer:
             self.scaler.load_state_dict(state["scaler"])
         self.losses[:step] = state["losses"]
         self.step = step
+
+
+def uncompiled(net: torch.nn.Module) -> torch.nn.Module:
+    """The network that torch.compile was given, of what it returned; another one as it is."""
+    inside = getattr(net, "_orig_mod", net)
+    return inside if isinstance(inside, torch.nn.Module) else net
+
+
+def _optimizer(parameters: list[torch.nn.Parameter], settings: Settings) -> torch.optim.Optimizer:
+    """Adam, or AdamW, in one pass over the parameters where torch has that for their device and dtype."""
+    kind = torch.optim.AdamW if settings.optimizer == "adamw" else torch.optim.Adam
+    options: dict[str, Any] = {"lr": settings.lr, "betas": settings.betas, "weight_decay": settings.weight_decay}
+    try:
+        return kind(parameters, fused=True, **options)
+    except RuntimeError:
+        return kind(parameters, **options)
+
+
+def _rows(values: torch.Tensor, rows: torch.Tensor, device: torch.device) -> torch.Tensor:
+    """values[rows] on `device`; to a GPU through pinned memory, so that the copy waits for nothing."""
+    if values.device == device:
+        return values[rows.to(device)]
+    if device.type != "cuda":
+        return values[rows].to(device)
+    pinned = torch.empty(len(rows), *values.shape[1:], dtype=values.dtype, device="cpu", pin_memory=True)
+    return torch.index_select(values, 0, rows, out=pinned).to(device, non_blocking=True)
+
+
+def _check_losses(losses: object, n: int, objective: Objective) -> None:
+    if not isinstance(losses, torch.Tensor) or losses.shape != (n,):
+        got = f"shape {tuple(losses.shape)}" if isinstance(losses, torch.Tensor) else type(losses).__name__
+        raise ValueError(
+            f"the objective, {type(objective).__name__}, returned {got} for {n} examples; return the loss of each, shape "
+            f"({n},), e.g. error.square().flatten(1).mean(1): their mean over the batch is taken by the trainer"
+        )
 
 
 def _rows_of(settings: Settings, workers: Workers) -> list[tuple[int, int]]:

@@ -24,7 +24,8 @@ class Dataset:
     the middle of that bin, and it lies in it (levels 0 and levels - 1 on its outer edge). A model trained on points is a
     good sampler but has no bits per dimension worth quoting, for its density may be as narrow as training allows; train
     on `load(..., dequantise=True)` and evaluate `dequantised(seed)` of the test images, through `hb.bits_per_dim` with
-    the same `levels`.
+    the same `levels`. The examples of such a set are dequantised once; `fit_score`, given the Dataset and not its examples,
+    draws fresh noise for its pixels whenever one is seen.
 
     Raises ValueError for examples that `check_examples` refuses and for members that disagree.
     """
@@ -87,10 +88,23 @@ class Dataset:
 
         Row i depends on the seed and on i; another seed gives fresh noise.
         """
-        if self.pixels is None or self.levels is None or self.range is None:
+        if self.pixels is None:
+            raise ValueError(f"data {self.name!r} has no grey levels to dequantise: only images have them")
+        return self.spread(self.pixels, seed, dtype=dtype)
+
+    def spread(
+        self, pixels: torch.Tensor, seed: int, first: int = 0, *, dtype: torch.dtype = torch.float32
+    ) -> torch.Tensor:
+        """`dequantised` for pixels (m, *shape) that are the examples first, first + 1, ...: their noise is of those numbers."""
+        if self.levels is None or self.range is None:
             raise ValueError(f"data {self.name!r} has no grey levels to dequantise: only images have them")
         low, high = self.range
-        return dequantise(self.pixels, seed, levels=self.levels, low=low, high=high, dtype=dtype)
+        return dequantise(pixels, seed, first, levels=self.levels, low=low, high=high, dtype=dtype)
+
+    @property
+    def anew(self) -> bool:
+        """Whether training dequantises the pixels anew for each example seen: `load(..., dequantise=True)` made this."""
+        return self.pixels is not None and bool((self.config or {}).get("dequantise"))
 
 
 def check_examples(examples: torch.Tensor, name: str = "data") -> None:
