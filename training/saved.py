@@ -14,8 +14,9 @@ from halfbridge.nets import build as nets
 from halfbridge.nets.adapter import Labels, as_field
 from halfbridge.solvers.field import PREDICTIONS, Field
 from halfbridge.solvers.processes import Process
-from halfbridge.training import checkpoint, netfile, objectives, recipe
+from halfbridge.training import checkpoint, netfile, objectives, recipe, states
 from halfbridge.training import labels as label_types
+from halfbridge.training.arguments import class_count
 from halfbridge.training.objectives import Denoising, Objective
 from halfbridge.training.runs import check_untouched
 
@@ -47,7 +48,7 @@ class Saved:
     @property
     def classes(self) -> int:
         """How many classes the network knows; 0: none."""
-        return int(getattr(self.net, "classes", 0) or 0)
+        return class_count(self.net) or 0
 
     @property
     def no_class(self) -> bool | None:
@@ -220,27 +221,8 @@ def _objective(config: Mapping[str, Any], process: Process | None, path: Path) -
 
 def _fill(module: torch.nn.Module, weights: Mapping[str, torch.Tensor], where: str, name: str) -> None:
     """Load the weights, all and only those that the module has, in its shapes and dtypes."""
-    own = module.state_dict()
-    wrong = [
-        f"{key!r} is {_shown(weights.get(key))} there and {_shown(own.get(key))} in {name}"
-        for key in {**own, **weights}
-        if _shown(weights.get(key)) != _shown(own.get(key))
-    ]
-    if wrong:
-        more = f", and {len(wrong) - 3} more differ" if len(wrong) > 3 else ""
-        raise ValueError(
-            f"{where} is of another architecture than {name}, a {type(module).__name__}: {'; '.join(wrong[:3])}{more}; pass "
-            f"{name} as it was trained"
-        )
+    states.check_same_tensors(weights, module, where, name)
     module.load_state_dict(dict(weights))
-
-
-def _shown(tensor: Any) -> str:
-    if tensor is None:
-        return "absent"
-    return (
-        f"{str(tensor.dtype)[6:]} {tuple(tensor.shape)}" if isinstance(tensor, torch.Tensor) else type(tensor).__name__
-    )
 
 
 def _under(prefix: str, tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:

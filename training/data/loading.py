@@ -62,7 +62,8 @@ def load(
       RGB unless all are gray; `gray` = True or False asks for one of the two.
 
     Images are float32, (n, channels, height, width), in [-1, 1]: see `Dataset` for the mapping and for what bits per
-    dimension need, `dequantise=True`, which spreads each pixel over its bin with the noise of `seed`.
+    dimension need, `dequantise=True`, which spreads each pixel over its bin with the noise of `seed`; `fit_score`, given the
+    Dataset, spreads it anew each time that it sees an example.
 
     n: points to draw from a law in the plane, 10000 unless told; of other data a random subset (by `seed`, rows kept in
     order), all unless told. n_per_class: that many of each class instead.
