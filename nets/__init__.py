@@ -1,7 +1,7 @@
 """Networks, their averages, and what turns a network into a field.
 
 mlp, unet         networks net(x, label[, classes]) for vectors and for images
-embedding         what they make of a label: sinusoids, random Fourier features, log-SNR
+conditioned, embedding, classes   what they make of a label and a class: sinusoids, random Fourier features, log-SNR
 precondition      the scalings of Karras et al. 2022 around a network
 adapter, labels, guidance   `as_field`: labels of a time, classes and classifier-free guidance
 ema               averages of the parameters

@@ -8,9 +8,8 @@ from typing import Any
 
 import torch
 
-from halfbridge.nets.classes import ClassEmbedding
-from halfbridge.nets.embedding import described_time, embedding_of
-from halfbridge.nets.sizes import flag, whole, whole_numbers
+from halfbridge.nets.conditioned import Conditioned
+from halfbridge.nets.sizes import whole, whole_numbers
 from halfbridge.solvers.processes import Process
 
 __all__ = ["MLP"]
@@ -33,7 +32,7 @@ class _Block(torch.nn.Module):
         return h + out
 
 
-class MLP(torch.nn.Module):
+class MLP(Conditioned):
     """net(x, t) -> like x, or net(x, t, classes) -> like x: x of shape (batch, *shape), t and classes of shape (batch,).
 
     shape: the event's shape, or its dimension d for events of shape (d,). hidden: the width of every layer. depth: the
@@ -64,27 +63,19 @@ class MLP(torch.nn.Module):
         time: str | torch.nn.Module = "sinusoidal",
         process: Process | Mapping[str, Any] | None = None,
     ) -> None:
-        super().__init__()
-        self.shape = (shape,) if isinstance(shape, int) else whole_numbers("shape", shape)
-        if not self.shape or min(self.shape) < 1:
-            raise ValueError(
-                f"shape = {self.shape} must hold positive sizes: the shape of one event, without the batch"
-            )
+        event = (shape,) if isinstance(shape, int) else whole_numbers("shape", shape)
+        if not event or min(event) < 1:
+            raise ValueError(f"shape = {event} must hold positive sizes: the shape of one event, without the batch")
         hidden, depth = whole("hidden", hidden), whole("depth", depth)
         if hidden < 2 or hidden % 2:
             raise ValueError(f"hidden = {hidden} must be an even number, at least 2")
         if depth < 1:
             raise ValueError(f"depth = {depth} must be at least 1")
-        self.learned_variance = flag("learned_variance", learned_variance)
-        size = math.prod(self.shape)
-        self.hidden, self.depth, self._time_argument = hidden, depth, time if isinstance(time, str) else None
-        self.time = embedding_of(time, hidden, process)
-        self.time_layers = torch.nn.Sequential(
-            torch.nn.Linear(int(getattr(self.time, "features", hidden)), hidden),
-            torch.nn.SiLU(),
-            torch.nn.Linear(hidden, hidden),
+        super().__init__(
+            event, hidden, hidden, classes=classes, learned_variance=learned_variance, time=time, process=process
         )
-        self.class_embedding = ClassEmbedding(whole("classes", classes), hidden)
+        size = math.prod(event)
+        self.hidden, self.depth = hidden, depth
         self.first = torch.nn.Linear(size, hidden)
         self.blocks = torch.nn.ModuleList(_Block(hidden) for _ in range(depth))
         self.last = torch.nn.Linear(hidden, size * (1 + self.learned_variance))
@@ -92,40 +83,14 @@ class MLP(torch.nn.Module):
         torch.nn.init.zeros_(self.last.bias)
 
     @property
-    def classes(self) -> int:
-        """How many classes the network knows; 0: it takes no third argument."""
-        return self.class_embedding.classes
-
-    @property
-    def config(self) -> dict[str, Any]:
-        """The constructor's arguments in JSON values. ValueError if `time` is a module or `process` has no description."""
-        arguments = {
-            "shape": list(self.shape),
-            "hidden": self.hidden,
-            "depth": self.depth,
-            "classes": self.classes,
-            "learned_variance": self.learned_variance,
-        }
-        return arguments | described_time(self._time_argument, self.time)
-
-    @property
-    def parameter_count(self) -> int:
-        return sum(p.numel() for p in self.parameters())
+    def sizes_config(self) -> dict[str, Any]:
+        return {"hidden": self.hidden, "depth": self.depth}
 
     def forward(self, x: torch.Tensor, t: torch.Tensor, classes: torch.Tensor | None = None) -> torch.Tensor:
-        if tuple(x.shape[1:]) != self.shape or t.shape != x.shape[:1]:
-            raise ValueError(
-                f"got x of shape {tuple(x.shape)} and t of shape {tuple(t.shape)}; this network takes x of shape "
-                f"(batch, {', '.join(map(str, self.shape))}) and t of shape (batch,)"
-            )
-        time = self.time_layers(self.time(t).to(self.first.weight.dtype))
-        time = torch.nn.functional.silu(self.class_embedding(time, classes))
+        time = self.condition(x, t, classes, self.first.weight.dtype)
         h = self.first(x.flatten(1))
         for block in self.blocks:
             h = block(h, time)
         out: torch.Tensor = self.last(torch.nn.functional.silu(h))
         n, *rest = self.shape
         return out.to(x.dtype).view(len(x), n * (1 + self.learned_variance), *rest)  # autocast has another dtype
-
-    def extra_repr(self) -> str:
-        return f"{self.parameter_count} parameters"

@@ -7,8 +7,7 @@ from typing import Any
 
 import torch
 
-from halfbridge.nets.classes import ClassEmbedding
-from halfbridge.nets.embedding import described_time, embedding_of
+from halfbridge.nets.conditioned import Conditioned
 from halfbridge.nets.sizes import flag, whole, whole_numbers
 from halfbridge.nets.unet_blocks import AttentionBlock, ResidualBlock, group_norm, zeroed
 from halfbridge.solvers.processes import Process
@@ -33,7 +32,7 @@ class _Level(torch.nn.Module):
         return h
 
 
-class UNet(torch.nn.Module):
+class UNet(Conditioned):
     """net(x, t) -> like x, or net(x, t, classes) -> like x: x of shape (batch, *shape), t and classes of shape (batch,).
 
     After DDPM++ (Song et al. 2021, appendix H; itself after Ho et al. 2020): residual blocks of BigGAN that halve and
@@ -91,16 +90,22 @@ class UNet(torch.nn.Module):
         process: Process | Mapping[str, Any] | None = None,
         fused_attention: bool = False,
     ) -> None:
-        super().__init__()
-        self.shape, self.multipliers = _checked_shape(shape), whole_numbers("multipliers", multipliers)
-        self.width, self.blocks, self.heads = whole("width", width), whole("blocks", blocks), whole("heads", heads)
-        self.dropout = float(dropout)
-        _check_sizes(width, self.multipliers, blocks, self.dropout)
-        self.sizes = _sizes(self.shape, len(self.multipliers))
+        event, steps = _checked_shape(shape), whole_numbers("multipliers", multipliers)
+        width, blocks, heads, dropout = (
+            whole("width", width),
+            whole("blocks", blocks),
+            whole("heads", heads),
+            float(dropout),
+        )
+        _check_sizes(width, steps, blocks, dropout)
+        features = 4 * width
+        super().__init__(
+            event, width, features, classes=classes, learned_variance=learned_variance, time=time, process=process
+        )
+        self.width, self.multipliers, self.blocks, self.heads, self.dropout = width, steps, blocks, heads, dropout
+        self.sizes = _sizes(event, len(steps))
         self.attention = _checked_attention(attention, self.sizes)
         self.fused_attention = flag("fused_attention", fused_attention)
-        self.learned_variance = flag("learned_variance", learned_variance)
-        self._time_argument = time if isinstance(time, str) else None
 
         channels = [width * m for m in self.multipliers]
         heads_of = [heads if max(size) in self.attention else 0 for size in self.sizes]
@@ -109,15 +114,6 @@ class UNet(torch.nn.Module):
                 raise ValueError(
                     f"heads = {heads} must be positive and divide the {c} channels of a level with attention"
                 )
-
-        features = 4 * width
-        self.time = embedding_of(time, width, process)
-        self.time_layers = torch.nn.Sequential(
-            torch.nn.Linear(int(getattr(self.time, "features", width)), features),
-            torch.nn.SiLU(),
-            torch.nn.Linear(features, features),
-        )
-        self.class_embedding = ClassEmbedding(whole("classes", classes), features)
 
         def level(into: Sequence[int], i: int) -> _Level:
             return _Level(into, channels[i], features, self.dropout, heads_of[i], self.fused_attention)
@@ -156,41 +152,23 @@ class UNet(torch.nn.Module):
         self.norm = group_norm(above)
         self.last = zeroed(torch.nn.Conv2d(above, self.shape[0] * (1 + self.learned_variance), 3, padding=1))
 
-    @property
-    def classes(self) -> int:
-        """How many classes the network knows; 0: it takes no third argument."""
-        return self.class_embedding.classes
+    def extra_repr(self) -> str:
+        return f"{super().extra_repr()}, attention={self.attention} of {[max(s) for s in self.sizes]}"
 
     @property
-    def config(self) -> dict[str, Any]:
-        """The constructor's arguments in JSON values. ValueError if `time` is a module or `process` has no description."""
-        arguments = {
-            "shape": list(self.shape),
+    def sizes_config(self) -> dict[str, Any]:
+        return {
             "width": self.width,
             "multipliers": list(self.multipliers),
             "blocks": self.blocks,
             "attention": list(self.attention),
             "heads": self.heads,
             "dropout": self.dropout,
-            "classes": self.classes,
-            "learned_variance": self.learned_variance,
             "fused_attention": self.fused_attention,
         }
-        return arguments | described_time(self._time_argument, self.time)
-
-    @property
-    def parameter_count(self) -> int:
-        return sum(p.numel() for p in self.parameters())
 
     def forward(self, x: torch.Tensor, t: torch.Tensor, classes: torch.Tensor | None = None) -> torch.Tensor:
-        if tuple(x.shape[1:]) != self.shape or t.shape != x.shape[:1]:
-            raise ValueError(
-                f"got x of shape {tuple(x.shape)} and t of shape {tuple(t.shape)}; this network takes x of shape "
-                f"(batch, {', '.join(map(str, self.shape))}) and t of shape (batch,)"
-            )
-        label = self.time_layers(self.time(t).to(self.first.weight.dtype))
-        label = torch.nn.functional.silu(self.class_embedding(label, classes))
-
+        label = self.condition(x, t, classes, self.first.weight.dtype)
         h = self.first(x)
         skips = [h]
         for i, level in enumerate(self.down):
@@ -211,9 +189,6 @@ class UNet(torch.nn.Module):
                 h = self.upsample[i](h, label, self.sizes[-2 - i])
         out: torch.Tensor = self.last(torch.nn.functional.silu(self.norm(h)))
         return out.to(x.dtype)  # under autocast it is in another
-
-    def extra_repr(self) -> str:
-        return f"{self.parameter_count} parameters, attention={self.attention} of {[max(s) for s in self.sizes]}"
 
 
 def _checked_shape(shape: Sequence[int]) -> tuple[int, int, int]:
