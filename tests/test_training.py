@@ -213,3 +213,14 @@ def test_training_on_the_cpu_does_not_depend_on_the_default_device():
     assert torch.equal(digits.labels, digits_there.labels)
     x = torch.ones(2, 2)
     assert torch.equal(got.field.evaluate(0.5, x), expected.field.evaluate(0.5, x))
+
+
+def test_a_network_that_says_what_it_predicts_is_trained_as_that_and_refused_as_anything_else():
+    net = hb.nets.Precondition(MLP(2, hidden=8))
+    assert fit_score(net, data.moons(64, 0), hb.EDM(), steps=2, batch_size=8).field.predicts == "data"
+    calls = []
+    net.register_forward_pre_hook(lambda module, inputs: calls.append(1))
+    for choice in ({"predicts": "noise"}, {"objective": hb.training.objectives.Denoising(hb.EDM())}):
+        with pytest.raises(ValueError, match="Precondition predicts 'data'"):
+            fit_score(net, data.moons(64, 0), hb.EDM(), steps=2, batch_size=8, **choice)
+    assert not calls
