@@ -1,0 +1,51 @@
+"""Diffusion Schrödinger bridges: iterative proportional fitting of chains of Gaussian kernels (De Bortoli et al. 2021).
+
+gammas, reference         step sizes; the reference process in N steps
+direction, transitions    the two ways along a chain; the kernels of one of them: means, covariances, a step
+covariances, residuals    2 gamma I, diagonal or full; matched ones from a second regression
+ends, chains              the laws that are joined; simulation, with counted noise
+targets, half_bridge, ipf what kernels are regressed onto; a half-bridge as a regression; half-bridges in turn
+affine, affine_regressor  affine kernels and the exact laws of their chains; the regressor that is exact between Gaussians
+estimates                 KL between chains and energies, from paths
+
+One index rules: a step, its kernel and its network label are called by the k of the state x_k that the step leaves, in both
+directions, in simulation and in training. Whatever fits kernels is a `Regressor`: fit(half_bridge) -> Transitions. Between
+Gaussians the affine one makes the loop exact:
+
+    reference = ReferenceChain(hb.OU(0.5, 1.0, 1.0), 20)
+    for iterate in ipf(reference_iterate(p0, p1, reference), AffineRegressor("matched"), 10):
+        print(iterate.index, gaussian_chain(iterate.law).coupling().cov)
+"""
+
+from halfbridge.training.bridge import gammas
+from halfbridge.training.bridge.affine import AffineTransitions, affine_of, gaussian_chain
+from halfbridge.training.bridge.affine_regressor import AffineRegressor
+from halfbridge.training.bridge.chains import PathLaw, Step, path_index, simulate, walk
+from halfbridge.training.bridge.covariances import Covariance, Diagonal, Full, Isotropic
+from halfbridge.training.bridge.direction import Direction
+from halfbridge.training.bridge.ends import End, Examples, Normal
+from halfbridge.training.bridge.estimates import Estimate, path_energy, path_kl
+from halfbridge.training.bridge.half_bridge import HalfBridge, Regressor
+from halfbridge.training.bridge.ipf import Iterate, ipf, reference_iterate
+from halfbridge.training.bridge.reference import ReferenceChain
+from halfbridge.training.bridge.residuals import residual_covariances
+from halfbridge.training.bridge.targets import (
+    TARGETS,
+    Pair,
+    Target,
+    drift_matching,
+    increment,
+    mean_matching,
+    score_matching,
+    variance_ratio,
+)
+from halfbridge.training.bridge.transitions import Drawn, ReferenceTransitions, ScoreTransitions, Sum, Transitions
+
+__all__ = [
+    "TARGETS", "AffineRegressor", "AffineTransitions", "Covariance", "Diagonal", "Direction", "Drawn", "End", "Estimate",
+    "Examples", "Full", "HalfBridge", "Isotropic", "Iterate", "Normal", "Pair", "PathLaw", "ReferenceChain",
+    "ReferenceTransitions", "Regressor", "ScoreTransitions", "Step", "Sum", "Target", "Transitions",
+    "affine_of", "drift_matching", "gammas", "gaussian_chain", "increment", "ipf", "mean_matching", "path_energy",
+    "path_index", "path_kl", "reference_iterate", "residual_covariances", "score_matching", "simulate", "variance_ratio",
+    "walk",
+]  # fmt: skip
