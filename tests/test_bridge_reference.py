@@ -77,10 +77,12 @@ def test_steps_are_shared_out_in_the_ratios_asked_for(process, transitions):
             ReferenceChain.spaced(process, gammas.constant(10), transitions)
         return
     steps = 9 if isinstance(process, hb.LinearProcess) else 20  # its functions are slow
-    sizes = gammas.geometric(steps, 0.4, 1.0)
-    for sizes in (sizes, sizes.flip(0)):
+    rising = gammas.geometric(steps, 0.4, 1.0)
+    for sizes in (rising, rising.flip(0)):
         chain = ReferenceChain.spaced(process, sizes, transitions)
-        np.testing.assert_allclose(chain.gammas / np.asarray(sizes), math.fsum(chain.gammas) / float(sizes.sum()), rtol=1e-9)
+        np.testing.assert_allclose(
+            chain.gammas / np.asarray(sizes), math.fsum(chain.gammas) / float(sizes.sum()), rtol=1e-9
+        )
         assert (chain.times[0], chain.times[-1]) == (0.0, process.T)
     if isinstance(process, hb.Brownian):
         assert math.fsum(chain.gammas) == pytest.approx(process.g**2 * process.T / 2, rel=1e-12)
