@@ -33,9 +33,10 @@ class AffineRegressor:
 
     Between Gaussians with paths=None, `ipf` then is exact: matched full covariances give exact discrete IPF, whose limit is the
     chain's Schrödinger bridge, and fixed ones the recursion of DSB, which leaves the bridge's coupling by O(gamma) an iteration.
-    In the other forms each step back along pi^n keeps the mean, and in that step the variance of each coordinate
-    ("diagonal") or their sum ("scalar"); what they leave out turns into errors of later steps, unless the covariances are of
-    that form themselves. Errors raised: ValueError for an unknown variance, target or form, or paths < 1.
+    Matched kernels of any form keep every mean. A diagonal covariance keeps the variances of a step's coordinates, a scalar one
+    their sum, and no more: the correlations that they leave out, O(gamma) over a chain, move the coupling as far as fixed
+    variances do, unless the reverse kernels' covariances are of that form (independent coordinates, multiples of I).
+    Raises ValueError for an unknown variance, target or form, and for paths < 1.
     """
 
     variance: str = "fixed"
