@@ -269,7 +269,7 @@ def test_iterates_come_as_they_are_made():
     ("make", "message"),
     [
         (lambda: ipf(START, AffineRegressor(), 0), "`half_bridges` = 0 must be a whole number, at least 1"),
-        (lambda: list(ipf(START, Wrong(), 1)), "Wrong returned forward kernels .* for the backward half-bridge"),
+        (lambda: list(ipf(START, Wrong(), 1)), "ReferenceTransitions are forward kernels .* for the backward half-bridge"),
         (
             lambda: reference_iterate(NEAR0, gaussian(3, 0), ReferenceChain(ONE, 3)),
             r"`end` has samples of shape \(3,\), but `start` has \(2,\)",

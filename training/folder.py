@@ -79,15 +79,24 @@ class RunFolder:
         if began:
             written = read_config(self.path)
             old = written if at is None else check_untouched(self.path, checkpoint.read(self.checkpoints, at))
-            check_same_run(old, self.config, f"the run in {self.path}")
-        if at is not None and at > self.config["settings"]["steps"]:
+            self._check_same(old)
+        if at is not None:
+            self._check_length(at)
+        self._keep_versions(written, at)
+        write_file(self.path / "config.json", (jsontext.dumps(self.config, "config", indent=2) + "\n").encode())
+        return at
+
+    def _check_same(self, began: dict[str, Any]) -> None:
+        """ValueError unless this call goes on with the run whose config is `began`."""
+        check_same_run(began, self.config, f"the run in {self.path}")
+
+    def _check_length(self, at: int) -> None:
+        """ValueError where the run, at step `at`, is past the end that this call asks for."""
+        if at > self.config["settings"]["steps"]:
             raise ValueError(
                 f"steps = {self.config['settings']['steps']}, but the run in {self.path} is at step {at}; pass more, or "
                 "another folder"
             )
-        self._keep_versions(written, at)
-        write_file(self.path / "config.json", (jsontext.dumps(self.config, "config", indent=2) + "\n").encode())
-        return at
 
     def close(self) -> None:
         """Leave the folder to others."""

@@ -18,7 +18,7 @@ from halfbridge.training.objectives import Objective
 from halfbridge.training.settings import Settings
 from halfbridge.training.workers import Workers
 
-__all__ = ["Asked", "NotFinite", "Step", "Trainer", "training_mode"]
+__all__ = ["Asked", "NotFinite", "Step", "Trainer", "seed_modules", "training_mode"]
 
 AUTOCAST = {"bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -136,19 +136,23 @@ class Trainer:
 
     def _gradient(self) -> torch.Tensor:
         """Leave this process's part of the gradient of the batch's mean loss; return its part of the loss, float64."""
-        settings, total = self.settings, torch.zeros((), dtype=torch.float64, device=self.device)
-        order = shuffled(len(self.data), settings.seed, self.step, settings.batch_size)
+        total = torch.zeros((), dtype=torch.float64, device=self.device)
         for first, last in self.rows:
-            rows = order[first:last]
-            x0 = self._examples(rows, first)
-            noise = StepNoise(settings.seed, self.step, settings.batch_size, x0, first)
-            _seed(noise.module_seed(), self.device)
-            losses = self.objective(self._network(rows, noise), x0, noise)
-            _check_losses(losses, len(rows), self.objective)
-            part = losses.sum() / settings.batch_size
+            part = self._losses(first, last).sum() / self.settings.batch_size
             self.scaler.scale(part).backward()  # type: ignore[no-untyped-call]
             total += part.detach()
         return total
+
+    def _losses(self, first: int, last: int) -> torch.Tensor:
+        """The losses of the rows first .. last - 1 of the step's global batch."""
+        settings = self.settings
+        rows = shuffled(len(self.data), settings.seed, self.step, settings.batch_size)[first:last]
+        x0 = self._examples(rows, first)
+        noise = StepNoise(settings.seed, self.step, settings.batch_size, x0, first)
+        seed_modules(noise.module_seed(), self.device)
+        losses: torch.Tensor = self.objective(self._network(rows, noise), x0, noise)
+        _check_losses(losses, len(rows), self.objective)
+        return losses
 
     def _examples(self, rows: torch.Tensor, first: int) -> torch.Tensor:
         """These rows of the data, which are rows first, first + 1, ... of the batch, on the network's device."""
@@ -281,7 +285,7 @@ def _rows_of(settings: Settings, workers: Workers) -> list[tuple[int, int]]:
     return [(k * size, (k + 1) * size) for k in range(start, start + settings.accumulate)]
 
 
-def _seed(seed: int, device: torch.device) -> None:
+def seed_modules(seed: int, device: torch.device) -> None:
     """Seed the generators of the CPU and of `device`. (torch.manual_seed seeds those of all devices, and formats a traceback
     for each kind of device that is not in use.)"""
     torch.default_generator.manual_seed(seed)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import math
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -13,7 +14,7 @@ from halfbridge.kernels import Noise, combine, normal
 from halfbridge.kernels.arguments import accumulation
 from halfbridge.solvers.reference.gaussian import kl_terms
 
-__all__ = ["FORMS", "Covariance", "Diagonal", "Full", "Isotropic", "check_form", "of_form"]
+__all__ = ["FORMS", "Covariance", "Diagonal", "Full", "Isotropic", "check_form", "of_form", "pack", "unpack"]
 
 FORMS = ("scalar", "diagonal", "full")
 
@@ -161,6 +162,20 @@ def of_form(form: str, cov: Tensor) -> Covariance:
     if form == "full":
         return Full(cov)
     return Diagonal(cov.diagonal()) if form == "diagonal" else Isotropic(float(cov.diagonal().mean()))
+
+
+def pack(covariances: Sequence[Covariance]) -> Tensor:
+    """Covariances of one form as one tensor, float64: variances (N,), (N, *shape), or matrices (N, d, d)."""
+    values = {Isotropic: "variance", Diagonal: "variances", Full: "covariance"}
+    return torch.stack([torch.as_tensor(getattr(c, values[type(c)])).double().cpu() for c in covariances])
+
+
+def unpack(form: str, packed: Tensor) -> list[Covariance]:
+    """The covariances of that form that `pack` wrote."""
+    check_form(form)
+    if form == "scalar":
+        return [Isotropic(v) for v in packed.tolist()]
+    return [Full(c) if form == "full" else Diagonal(c) for c in packed]
 
 
 def _normals(x: Tensor, seed: int, draw: int, first: int) -> Tensor:

@@ -50,6 +50,19 @@ class Iterate:
         return HalfBridge(self.index, self.law, previous if self.index >= 2 else None)
 
 
+    def after(self, fitted: Transitions) -> Iterate:
+        """pi^{n+1}, by the kernels that `half_bridge` asks for. ValueError for kernels of another direction or reference."""
+        half = self.half_bridge
+        if fitted.direction is not half.direction or fitted.reference != half.reference:
+            raise ValueError(
+                f"{type(fitted).__name__} are {fitted.direction.value} kernels under {fitted.reference!r} for the "
+                f"{half.direction.value} half-bridge under {half.reference!r}; fit kernels of half.direction in half.reference"
+            )
+        if half.direction is Direction.FORWARD:
+            return Iterate(self.index + 1, self.start, self.end, fitted, self.backward)
+        return Iterate(self.index + 1, self.start, self.end, self.forward, fitted)
+
+
 def reference_iterate(start: End, end: End, reference: ReferenceChain) -> Iterate:
     """pi^0: the reference chain from `start`. ValueError where the two laws are not on one space."""
     check_ends(start, end)
@@ -73,17 +86,5 @@ def ipf(begin: Iterate, regressor: Regressor, half_bridges: int) -> Iterator[Ite
 
 def _iterates(now: Iterate, regressor: Regressor, half_bridges: int) -> Iterator[Iterate]:
     for _ in range(half_bridges):
-        half = now.half_bridge
-        fitted = regressor.fit(half)
-        if fitted.direction is not half.direction or fitted.reference != half.reference:
-            raise ValueError(
-                f"{type(regressor).__name__} returned {fitted.direction.value} kernels under {fitted.reference!r} for the "
-                f"{half.direction.value} half-bridge under {half.reference!r}; fit kernels of half.direction in half.reference"
-            )
-        forward, backward = now.forward, now.backward
-        if half.direction is Direction.FORWARD:
-            forward = fitted
-        else:
-            backward = fitted
-        now = Iterate(now.index + 1, now.start, now.end, forward, backward)
+        now = now.after(regressor.fit(now.half_bridge))
         yield now

@@ -1,0 +1,55 @@
+"""The training of one half-bridge's networks, step by step."""
+
+from __future__ import annotations
+
+from typing import Any, cast
+
+import torch
+
+from halfbridge.training.bridge.cache import TrajectoryCache
+from halfbridge.training.bridge.half_bridge import HalfBridge
+from halfbridge.training.bridge.regression import Regression
+from halfbridge.training.data.order import shuffled
+from halfbridge.training.noise import StepNoise
+from halfbridge.training.settings import Settings
+from halfbridge.training.trainer import Trainer, seed_modules
+from halfbridge.training.workers import Workers
+
+__all__ = ["HalfBridgeTrainer"]
+
+
+class HalfBridgeTrainer(Trainer):
+    """A `Trainer` whose examples are the rows of a cache of the teacher's trajectories, simulated anew every `refresh` steps.
+
+    Steps are counted over the run, half-bridge after half-bridge, each of settings.steps: batches take the rows in the shuffled
+    order of one endless sequence, and what dropout draws follows from that count too. So the state after a step is a
+    function of the arguments, the teacher and the step, as of `Trainer`.
+    """
+
+    def __init__(
+        self,
+        half: HalfBridge,
+        net: torch.nn.Module,
+        regression: Regression,
+        cache: TrajectoryCache,
+        refresh: int,
+        settings: Settings,
+        workers: Workers,
+    ) -> None:
+        super().__init__(net, cast(Any, regression), cache.states, None, settings, workers)
+        self.half, self.regression, self.cache, self.refresh = half, regression, cache, refresh
+
+    @property
+    def run_step(self) -> int:
+        """Steps done over all half-bridges."""
+        return self.half.index * self.settings.steps + self.step
+
+    def _losses(self, first: int, last: int) -> torch.Tensor:
+        settings = self.settings
+        self.cache.hold(self.half, settings.seed, self.step // self.refresh)
+        rows = shuffled(len(self.cache), settings.seed, self.run_step, settings.batch_size)[first:last]
+        batch = self.cache.batch(rows)
+        noise = StepNoise(settings.seed, self.run_step, settings.batch_size, batch.here, first)
+        seed_modules(noise.module_seed(), self.device)
+        losses: torch.Tensor = self.regression(self._network(rows, noise), batch)
+        return losses

@@ -1,0 +1,161 @@
+"""What is measured of each iterate: errors at both ends, the way to the last iterate, energy; a rule to stop by."""
+
+from __future__ import annotations
+
+import csv
+import io
+import math
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from halfbridge.kernels.philox import integer
+from halfbridge.solvers.reference.two_sample import energy_distance, sliced_w2
+from halfbridge.training.bridge.chains import PathLaw, path_index, simulate
+from halfbridge.training.bridge.direction import Direction
+from halfbridge.training.bridge.ends import End
+from halfbridge.training.bridge.estimates import Estimate, path_energy, path_kl
+from halfbridge.training.bridge.ipf import Iterate
+
+__all__ = ["Monitor", "Monitored", "Monitors", "StopRule", "table"]
+
+PATHS = 1 << 38  # the first path of those that are measured, far from the paths trained on
+EXPLODED = 100.0  # a chain's end is this many times as far out as the laws: it diverges
+
+
+class Monitor(NamedTuple):
+    """A line of monitors.csv: the iterate pi^index, whose kernels of `direction` are new. NaN: not to be had."""
+
+    index: int
+    direction: str
+    loss: float
+    """Mean of the last 100 losses of its training."""
+    start_energy_distance: float
+    """Between x_0 of the newest backward chain, from the law at T, and the law at 0."""
+    start_sliced_w2: float
+    """The same as sliced W2, NaN without POT."""
+    end_energy_distance: float
+    """Between x_N of the newest forward chain, from the law at 0, and the law at T."""
+    end_sliced_w2: float
+    kl: float
+    """KL(pi^n || pi^{n-2}) in nats: 0 at the limit, but for the noise of training. NaN for the first iterate."""
+    kl_error: float
+    """Standard error."""
+    path_energy: float
+    """E sum_k |M_k(x_k) - x_k|^2/(4 gamma_k) of pi^n."""
+    path_energy_error: float
+    seconds: float
+    """Time in training so far, over all parts of a resumed run."""
+
+
+class Monitored(NamedTuple):
+    """A line, and the far ends of the chains that it was measured on, (paths, *shape)."""
+
+    row: Monitor
+    samples: Tensor
+
+
+class Monitors:
+    """Measures iterates on `paths` paths of `seed`, always the same starts and noise, which no training sees.
+
+    The floors are the same distances between two samples of the end law itself, of that size: what a perfect bridge would have.
+    ValueError for fewer than 2 paths.
+    """
+
+    def __init__(self, start: End, end: End, paths: int = 2048, seed: int = 0) -> None:
+        self.paths = integer("monitor_paths", paths, 2, 1 << 20, "pass the number of paths, at least 2")
+        self.start, self.end, self.seed = start, end, seed
+        self._laws = {way: self._sample(law, 0) for way, law in ((Direction.BACKWARD, start), (Direction.FORWARD, end))}
+        self._reach = max(_size(x) for x in self._laws.values())
+
+    def floors(self) -> dict[str, float]:
+        """{"start_energy_distance", "start_sliced_w2", "end_energy_distance", "end_sliced_w2"}."""
+        pairs = {"start": self._distances(self._laws[Direction.BACKWARD], self._sample(self.start, 2)),
+                 "end": self._distances(self._laws[Direction.FORWARD], self._sample(self.end, 2))}  # fmt: skip
+        return {f"{k}_{name}": v for k, both in pairs.items() for name, v in zip(_DISTANCES, both, strict=True)}
+
+    def measure(self, now: Iterate, before: Iterate, rows: list[Monitor], loss: float, seconds: float) -> Monitored:
+        """The line of `now`, the iterate after `before`. FloatingPointError where its chain explodes: its far end is not
+        finite, or 100 times as far out as the laws."""
+        law, way = now.law, now.law.transitions.direction
+        first = PATHS + self.paths
+        x = law.begin(self.paths, self.seed, first, now.index)
+        samples = simulate(law.transitions, x, self.seed, first, now.index)
+        size = _size(samples)
+        if not size <= EXPLODED * self._reach:
+            raise FloatingPointError(
+                f"the {way.value} chain ends {size:.3g} from the origin (root mean square), and the laws that it joins are "
+                f"within {self._reach:.3g}"
+            )
+        last = rows[-1] if rows else None
+        ends = {
+            Direction.BACKWARD: (math.nan, math.nan) if last is None else last[3:5],
+            Direction.FORWARD: (math.nan, math.nan) if last is None else last[5:7],
+        } | {way: self._distances(samples, self._laws[way])}
+        kl = Estimate(math.nan, math.nan)
+        kernels = before.forward if way is Direction.FORWARD else before.backward
+        if kernels is not None:
+            kl = path_kl(law, PathLaw(law.start, kernels), self.paths, self.seed, PATHS + 2 * self.paths)
+        energy = path_energy(law, self.paths, self.seed, PATHS + 2 * self.paths)
+        row = Monitor(
+            now.index, way.value, loss, *ends[Direction.BACKWARD], *ends[Direction.FORWARD], *kl, *energy, seconds
+        )
+        return Monitored(row, samples)
+
+    def _sample(self, law: End, half_bridge: int) -> Tensor:
+        return law.sample(self.paths, self.seed, path_index(half_bridge, PATHS))
+
+    def _distances(self, x: Tensor, y: Tensor) -> tuple[float, float]:
+        try:
+            sliced = sliced_w2(x, y)
+        except ImportError:
+            sliced = math.nan
+        return energy_distance(x, y), sliced
+
+
+_DISTANCES = ("energy_distance", "sliced_w2")
+
+
+@dataclass(frozen=True)
+class StopRule:
+    """When to stop before the last iteration; asked after each, that is after each forward half-bridge.
+
+    kl        stop where KL(pi^n || pi^{n-2}) was at most this, in nats, for both half-bridges of the iteration. Training noise
+              keeps it above some floor, which monitors.csv shows
+    patience  stop where this many iterations in a row have not lowered the larger of the two ends' energy distances
+    Either may be None. ValueError for numbers that are not positive.
+    """
+
+    kl: float | None = None
+    patience: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.kl is not None and not self.kl > 0:
+            raise ValueError(f"`kl` = {self.kl!r} must be positive, in nats, or None")
+        if self.patience is not None:
+            integer("patience", self.patience, 1, 1 << 31, "pass a number of iterations, or None")
+
+    def reason(self, rows: list[Monitor]) -> str | None:
+        """Why to stop now, or None."""
+        if not rows or rows[-1].index % 2 or len(rows) < 4:
+            return None
+        if self.kl is not None and max(rows[-1].kl, rows[-2].kl) <= self.kl:
+            return f"both half-bridges of the iteration moved by at most {self.kl:g} nats"
+        worst = [max(row.start_energy_distance, row.end_energy_distance) for row in rows if row.index % 2 == 0]
+        if self.patience is not None and len(worst) > self.patience:
+            if min(worst[-self.patience :]) >= min(worst[: -self.patience]):
+                return f"the larger marginal error has not fallen for {self.patience} iterations"
+        return None
+
+
+def table(rows: list[Monitor]) -> str:
+    """monitors.csv."""
+    text = io.StringIO(newline="")
+    csv.writer(text, lineterminator="\n").writerows([Monitor._fields, *rows])
+    return text.getvalue()
+
+
+def _size(x: Tensor) -> float:
+    return float(x.flatten(1).double().square().mean().sqrt()) if bool(torch.isfinite(x).all()) else math.inf

@@ -1,0 +1,101 @@
+"""Kernels whose means, and perhaps variances, are networks that are told the time of the state that a step leaves."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+import torch
+from torch import Tensor
+
+from halfbridge.nets.labels import network_labels
+from halfbridge.solvers.field import check_output
+from halfbridge.training.bridge.covariances import Covariance, Diagonal
+from halfbridge.training.bridge.direction import Direction
+from halfbridge.training.bridge.reference import ReferenceChain
+from halfbridge.training.bridge.targets import TARGETS
+from halfbridge.training.bridge.transitions import Sum, Transitions
+
+__all__ = ["RESIDUAL", "NetworkTransitions", "VarianceHead", "label"]
+
+RESIDUAL = ("mean", "increment")
+"""The targets that are means, of which a network gives the part x + gamma net; the others are learned as they are."""
+
+
+def label(reference: ReferenceChain, k: int | Tensor, x: Tensor) -> Tensor:
+    """What a network is told with x = x_k: times[k], (batch,), in x's dtype (float32 for half states).
+
+    k: the index of all rows, or of each, (batch,) int64 on the CPU.
+    """
+    if isinstance(k, int):
+        return network_labels(float, reference.times[k], x)
+    return network_labels(lambda t: t, torch.tensor(reference.times, dtype=torch.float64, device="cpu")[k], x)
+
+
+class VarianceHead(torch.nn.Module):
+    """log r(x, t) of a kernel's variances 2 gamma r: like x for the form "diagonal", (batch, 1, ..., 1) for "scalar".
+
+    net: called as the mean's network, with the same label. The output is the logarithm, of which "scalar" takes the mean over
+    elements: r is positive, and 1 (the variances of the reference) where an untrained net returns zero.
+    """
+
+    def __init__(self, net: torch.nn.Module, form: str) -> None:
+        super().__init__()
+        if form not in ("scalar", "diagonal"):
+            raise ValueError(f"`form` = {form!r} of a variance that a network gives must be 'scalar' or 'diagonal'")
+        self.net, self.form = net, form
+
+    def forward(self, x: Tensor, t: Tensor) -> Tensor:
+        out: Tensor = self.net(x, t)
+        return out if self.form == "diagonal" else out.flatten(1).mean(1).view(-1, *[1] * (x.ndim - 1))
+
+
+class NetworkTransitions(Transitions):
+    """Kernels from a network b(x, t), called with t = reference.times[k] at x_k in both directions.
+
+    net         b(x, t) -> like x, t (batch,); put it in eval mode
+    target      what it was regressed onto, a name of `TARGETS`, which says what it stands for:
+                  "mean", "increment"   the mean in residual form, M_k(x) = x + gamma b
+                  "drift"               the drift, M_k(x) = x + gamma b: the same kernel, another loss
+                  "score"               grad log p_k, M_k(x) = 2 x - M'(x) + 2 gamma b with M' the mean of `teacher` at x
+                gamma the step's size, so that b is of the size of a drift, whatever the number of steps
+    teacher     the kernels that it was fitted against, for "score" alone: these are evaluated too, and with them those of all
+                half-bridges before
+    spread      None: the variance 2 gamma I. A covariance for each interval, or a `VarianceHead`: 2 gamma e^{log r(x, t)}
+
+    Raises ValueError for an unknown target, a missing teacher and another number of covariances.
+    """
+
+    def __init__(
+        self,
+        reference: ReferenceChain,
+        direction: Direction,
+        net: torch.nn.Module,
+        target: str = "mean",
+        *,
+        teacher: Transitions | None = None,
+        spread: Sequence[Covariance] | VarianceHead | None = None,
+    ) -> None:
+        super().__init__(reference, direction)
+        if target not in TARGETS:
+            raise ValueError(f"`target` = {target!r} is not one of {', '.join(map(repr, TARGETS))}")
+        if TARGETS[target].teacher_stays and teacher is None:
+            raise ValueError(f"`target` = {target!r} makes the mean from the teacher's; pass teacher=")
+        if isinstance(spread, Sequence) and len(spread) != reference.steps:
+            raise ValueError(f"`spread` has {len(spread)} covariances; pass one a step, {reference.steps}")
+        self.net, self.target, self.spread = net, target, spread
+        self.teacher = teacher if TARGETS[target].teacher_stays else None
+
+    def terms(self, k: int, x: Tensor) -> Sum:
+        t, gamma = label(self.reference, k, x), self.gamma(k)
+        b = self.net(x, t)
+        check_output(b, x, self.reference.times[k], f" (from the {self.direction.value} network)")
+        if self.target in RESIDUAL:
+            return Sum([x, b], [1.0, gamma])
+        before = None if self.teacher is None else self.teacher.terms(self.direction.arrives(k), x)
+        return TARGETS[self.target].mean(x, b, before, gamma)
+
+    def covariance(self, k: int, x: Tensor) -> Covariance:
+        if self.spread is None:
+            return super().covariance(k, x)
+        if not isinstance(self.spread, VarianceHead):
+            return self.spread[self.direction.interval(k)]
+        return Diagonal(2.0 * self.gamma(k) * self.spread(x, label(self.reference, k, x)).exp())

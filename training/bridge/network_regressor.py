@@ -1,0 +1,188 @@
+"""Half-bridges fitted by training networks."""
+
+from __future__ import annotations
+
+import copy
+import math
+import os
+from typing import Any
+
+import torch
+
+from halfbridge.kernels.philox import integer
+from halfbridge.solvers.field import Field
+from halfbridge.training.bridge.cache import TrajectoryCache
+from halfbridge.training.bridge.covariances import Covariance, check_form, pack, unpack
+from halfbridge.training.bridge.direction import Direction
+from halfbridge.training.bridge.half_bridge import HalfBridge
+from halfbridge.training.bridge.half_trainer import HalfBridgeTrainer
+from halfbridge.training.bridge.network import NetworkTransitions, VarianceHead
+from halfbridge.training.bridge.regression import Regression, check_weighting
+from halfbridge.training.bridge.residuals import residual_covariances
+from halfbridge.training.bridge.targets import check_target
+from halfbridge.training.bridge.transitions import ScoreTransitions, Transitions
+from halfbridge.training.settings import Settings
+from halfbridge.training.trainer import training_mode
+from halfbridge.training.workers import ALONE, Workers
+
+__all__ = ["NetworkRegressor"]
+
+RESIDUALS = 1 << 39  # the first path of those that covariances are estimated from, far from the paths trained on
+
+
+class NetworkRegressor:
+    """Two networks, net(x, t) with t = reference.times[k] for x_k, trained in turn: what `ipf` needs for DSB.
+
+    forward_net, backward_net  trained in place; of a half-bridge's kernels the averaged copy is kept (settings.ema_decay, the
+                first), which the next one is taught by. One of them again, two half-bridges later, goes on from that copy,
+                with a new optimiser
+    target      default "mean" for the "fixed" variance (mean matching) and "increment" for the "matched"; see `TARGETS`
+    variance    "fixed": 2 gamma I, as in DSB. "matched": the conditional covariance of each reverse kernel, around the exact
+                conditional mean
+    form        of matched covariances: "full", a matrix each step, estimated from `covariance_paths` paths once the mean is
+                trained (small d); "diagonal", "scalar": by a network of the mean's architecture, trained beside it (`VarianceHead`)
+    weighting   of the loss, "kl" or "plain": see `Regression`
+    settings    `training.Settings`; steps and schedule are those of each half-bridge
+    cache_paths trajectories of a cache; refresh: steps between refreshes, default as many as see each row once
+    cache, cache_limit, cache_folder  "auto", "memory" or "disk": where the cache is, see `room.buffer`
+    first       a score field of the reference's process, trained or exact: the first backward kernels are made from it and not
+                trained (`ScoreTransitions`). The first half-bridge is SGM; without, it is trained like the others
+
+    ValueError for unknown names and counts that are not positive.
+    """
+
+    def __init__(
+        self,
+        forward_net: torch.nn.Module,
+        backward_net: torch.nn.Module,
+        *,
+        target: str | None = None,
+        variance: str = "fixed",
+        form: str = "diagonal",
+        weighting: str = "kl",
+        settings: Settings | None = None,
+        cache_paths: int = 1024,
+        refresh: int | None = None,
+        cache: str = "auto",
+        cache_limit: int | None = None,
+        cache_folder: str | os.PathLike[str] | None = None,
+        covariance_paths: int = 16384,
+        first: Field | None = None,
+        workers: Workers = ALONE,
+    ) -> None:
+        self.target = target or ("mean" if variance == "fixed" else "increment")
+        check_target(self.target, variance)
+        check_form(form)
+        check_weighting(weighting)
+        self.variance, self.form, self.weighting = variance, form, weighting
+        self.settings = Settings() if settings is None else settings
+        self.cache_paths = integer("cache_paths", cache_paths, 1, 1 << 31, "pass the number of trajectories, at least 1")
+        self.covariance_paths = integer("covariance_paths", covariance_paths, 1, 1 << 31, "pass 16384, say")
+        self.refresh = None if refresh is None else integer("refresh", refresh, 1, 1 << 62, "pass the steps between refreshes")
+        self._where, self._limit, self._folder = cache, cache_limit, cache_folder
+        self.nets = {Direction.FORWARD: forward_net, Direction.BACKWARD: backward_net}
+        heads = variance == "matched" and form != "full"
+        self.heads = {way: VarianceHead(copy.deepcopy(net), form) if heads else None for way, net in self.nets.items()}
+        self.first, self.workers = first, workers
+        self._cache: TrajectoryCache | None = None
+
+    def fit(self, half: HalfBridge) -> Transitions:
+        """Train the kernels of one half-bridge: all steps."""
+        made = self.without_training(half)
+        if made is not None:
+            return made
+        trainer = self.begin(half)
+        with training_mode(trainer.model, trainer.device):
+            while trainer.step < self.settings.steps:
+                trainer.advance()
+        return self.finish(trainer)
+
+    def without_training(self, half: HalfBridge) -> ScoreTransitions | None:
+        """The first kernels, of a score that was trained before; None where a half-bridge is to be trained."""
+        if self.first is None or half.index > 0:
+            return None
+        if self.variance == "fixed":
+            return ScoreTransitions(half.reference, self.first)
+        # residuals are around the mean that goes with them, which any covariances select
+        unit = ScoreTransitions(half.reference, self.first, unpack("scalar", torch.ones(half.reference.steps)))
+        return ScoreTransitions(half.reference, self.first, self._residual(half, unit, self.form))
+
+    def begin(self, half: HalfBridge) -> HalfBridgeTrainer:
+        """The training of a half-bridge, at its step 0."""
+        net, head, before = self.nets[half.direction], self.heads[half.direction], half.previous
+        if isinstance(before, NetworkTransitions):
+            net.load_state_dict(before.net.state_dict())
+            if head is not None and isinstance(before.spread, VarianceHead):
+                head.load_state_dict(before.spread.state_dict())
+        cache = self._cache_of(half)
+        once = max(1, math.ceil(len(cache) / self.settings.batch_size))
+        return HalfBridgeTrainer(
+            half,
+            net,
+            Regression(self.target, self.weighting, head),
+            cache,
+            once if self.refresh is None else self.refresh,
+            self.settings,
+            self.workers,
+        )
+
+    def finish(self, trainer: HalfBridgeTrainer) -> NetworkTransitions:
+        """The kernels of the averaged networks."""
+        net, regression = trainer.averaged()
+        half = trainer.half
+        fitted = self._transitions(half, net, regression.head)
+        if self.variance == "matched" and self.form == "full":
+            fitted.spread = self._residual(half, fitted, "full")
+        return fitted
+
+    def state(self, transitions: Transitions) -> dict[str, Any]:
+        """Tensors from which `restore` makes these kernels again: {"net", "head", "covariances"}, each None where absent."""
+        net = transitions.net.state_dict() if isinstance(transitions, NetworkTransitions) else None
+        spread = getattr(transitions, "spread", getattr(transitions, "covariances", None))
+        head = spread.state_dict() if isinstance(spread, VarianceHead) else None
+        given = None if head is not None or spread is None else pack(spread)
+        return {"net": net, "head": head, "covariances": given}
+
+    def restore(self, half: HalfBridge, state: dict[str, Any]) -> Transitions:
+        """The kernels of a half-bridge from their `state`. ValueError, naming the first tensor, for another architecture."""
+        covariances = None if state["covariances"] is None else unpack(self.form, state["covariances"])
+        if state["net"] is None:
+            if self.first is None:
+                raise ValueError("the first backward kernels were made from a score; pass it again: first=")
+            return ScoreTransitions(half.reference, self.first, covariances)
+        net = _filled(self.nets[half.direction], state["net"])
+        own = self.heads[half.direction]
+        head = None if own is None else _filled(own, state["head"])
+        fitted = self._transitions(half, net, head)
+        fitted.spread = fitted.spread if covariances is None else covariances
+        return fitted
+
+    def _transitions(
+        self, half: HalfBridge, net: torch.nn.Module, head: VarianceHead | None
+    ) -> NetworkTransitions:
+        return NetworkTransitions(
+            half.reference, half.direction, net, self.target, teacher=half.law.transitions, spread=head
+        )
+
+    def _residual(self, half: HalfBridge, means: Transitions, form: str) -> list[Covariance]:
+        return residual_covariances(half, means, form, self.covariance_paths, self.settings.seed, RESIDUALS)
+
+    def _cache_of(self, half: HalfBridge) -> TrajectoryCache:
+        if self._cache is None or self._cache.reference != half.reference:
+            like = half.law.begin(1, self.settings.seed)
+            self._cache = TrajectoryCache(
+                half.reference,
+                like,
+                self.cache_paths,
+                self.target,
+                where=self._where,
+                limit=self._limit,
+                folder=self._folder,
+            )
+        return self._cache
+
+
+def _filled(module: Any, state: dict[str, torch.Tensor]) -> Any:
+    made = copy.deepcopy(module).eval().requires_grad_(False)
+    made.load_state_dict(state)
+    return made
