@@ -49,7 +49,6 @@ class Iterate:
         # The reference's kernels, which pi^1 still has, were not learned.
         return HalfBridge(self.index, self.law, previous if self.index >= 2 else None)
 
-
     def after(self, fitted: Transitions) -> Iterate:
         """pi^{n+1}, by the kernels that `half_bridge` asks for. ValueError for kernels of another direction or reference."""
         half = self.half_bridge

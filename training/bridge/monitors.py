@@ -22,13 +22,14 @@ from halfbridge.training.bridge.ipf import Iterate
 __all__ = ["Monitor", "Monitored", "Monitors", "StopRule", "table"]
 
 PATHS = 1 << 38  # the first path of those that are measured, far from the paths trained on
+DISTANCES = ("energy_distance", "sliced_w2")
 EXPLODED = 100.0  # a chain's end is this many times as far out as the laws: it diverges
 
 
 class Monitor(NamedTuple):
-    """A line of monitors.csv: the iterate pi^index, whose kernels of `direction` are new. NaN: not to be had."""
+    """A line of monitors.csv: the iterate pi^n, n = `iterate`, whose kernels of `direction` are new. NaN: not to be had."""
 
-    index: int
+    iterate: int
     direction: str
     loss: float
     """Mean of the last 100 losses of its training."""
@@ -74,7 +75,7 @@ class Monitors:
         """{"start_energy_distance", "start_sliced_w2", "end_energy_distance", "end_sliced_w2"}."""
         pairs = {"start": self._distances(self._laws[Direction.BACKWARD], self._sample(self.start, 2)),
                  "end": self._distances(self._laws[Direction.FORWARD], self._sample(self.end, 2))}  # fmt: skip
-        return {f"{k}_{name}": v for k, both in pairs.items() for name, v in zip(_DISTANCES, both, strict=True)}
+        return {f"{k}_{name}": v for k, both in pairs.items() for name, v in zip(DISTANCES, both, strict=True)}
 
     def measure(self, now: Iterate, before: Iterate, rows: list[Monitor], loss: float, seconds: float) -> Monitored:
         """The line of `now`, the iterate after `before`. FloatingPointError where its chain explodes: its far end is not
@@ -104,6 +105,10 @@ class Monitors:
         )
         return Monitored(row, samples)
 
+    def law_at_the_end(self, way: Direction) -> Tensor:
+        """Samples of the law that chains of that direction are to end in, (paths, *shape)."""
+        return self._laws[way]
+
     def _sample(self, law: End, half_bridge: int) -> Tensor:
         return law.sample(self.paths, self.seed, path_index(half_bridge, PATHS))
 
@@ -113,9 +118,6 @@ class Monitors:
         except ImportError:
             sliced = math.nan
         return energy_distance(x, y), sliced
-
-
-_DISTANCES = ("energy_distance", "sliced_w2")
 
 
 @dataclass(frozen=True)
@@ -139,14 +141,14 @@ class StopRule:
 
     def reason(self, rows: list[Monitor]) -> str | None:
         """Why to stop now, or None."""
-        if not rows or rows[-1].index % 2 or len(rows) < 4:
+        if not rows or rows[-1].iterate % 2 or len(rows) < 4:
             return None
         if self.kl is not None and max(rows[-1].kl, rows[-2].kl) <= self.kl:
             return f"both half-bridges of the iteration moved by at most {self.kl:g} nats"
-        worst = [max(row.start_energy_distance, row.end_energy_distance) for row in rows if row.index % 2 == 0]
-        if self.patience is not None and len(worst) > self.patience:
-            if min(worst[-self.patience :]) >= min(worst[: -self.patience]):
-                return f"the larger marginal error has not fallen for {self.patience} iterations"
+        worst = [max(row.start_energy_distance, row.end_energy_distance) for row in rows if row.iterate % 2 == 0]
+        last = self.patience
+        if last is not None and len(worst) > last and min(worst[-last:]) >= min(worst[:-last]):
+            return f"the larger marginal error has not fallen for {last} iterations"
         return None
 
 

@@ -17,6 +17,7 @@ from halfbridge.training.bridge.direction import Direction
 from halfbridge.training.bridge.half_bridge import HalfBridge
 from halfbridge.training.bridge.half_trainer import HalfBridgeTrainer
 from halfbridge.training.bridge.network import NetworkTransitions, VarianceHead
+from halfbridge.training.bridge.reference import ReferenceChain
 from halfbridge.training.bridge.regression import Regression, check_weighting
 from halfbridge.training.bridge.residuals import residual_covariances
 from halfbridge.training.bridge.targets import check_target
@@ -40,7 +41,8 @@ class NetworkRegressor:
     variance    "fixed": 2 gamma I, as in DSB. "matched": the conditional covariance of each reverse kernel, around the exact
                 conditional mean
     form        of matched covariances: "full", a matrix each step, estimated from `covariance_paths` paths once the mean is
-                trained (small d); "diagonal", "scalar": by a network of the mean's architecture, trained beside it (`VarianceHead`)
+                trained (small d); "diagonal", "scalar": by a network of the mean's architecture, trained beside it, see
+                `VarianceHead`
     weighting   of the loss, "kl" or "plain": see `Regression`
     settings    `training.Settings`; steps and schedule are those of each half-bridge
     cache_paths trajectories of a cache; refresh: steps between refreshes, default as many as see each row once
@@ -76,9 +78,13 @@ class NetworkRegressor:
         check_weighting(weighting)
         self.variance, self.form, self.weighting = variance, form, weighting
         self.settings = Settings() if settings is None else settings
-        self.cache_paths = integer("cache_paths", cache_paths, 1, 1 << 31, "pass the number of trajectories, at least 1")
+        self.cache_paths = integer(
+            "cache_paths", cache_paths, 1, 1 << 31, "pass the number of trajectories, at least 1"
+        )
         self.covariance_paths = integer("covariance_paths", covariance_paths, 1, 1 << 31, "pass 16384, say")
-        self.refresh = None if refresh is None else integer("refresh", refresh, 1, 1 << 62, "pass the steps between refreshes")
+        self.refresh = (
+            None if refresh is None else integer("refresh", refresh, 1, 1 << 62, "pass the steps between refreshes")
+        )
         self._where, self._limit, self._folder = cache, cache_limit, cache_folder
         self.nets = {Direction.FORWARD: forward_net, Direction.BACKWARD: backward_net}
         heads = variance == "matched" and form != "full"
@@ -88,19 +94,21 @@ class NetworkRegressor:
 
     def fit(self, half: HalfBridge) -> Transitions:
         """Train the kernels of one half-bridge: all steps."""
-        made = self.without_training(half)
-        if made is not None:
-            return made
+        if not self.trains(half):
+            return self.from_score(half)
         trainer = self.begin(half)
         with training_mode(trainer.model, trainer.device):
             while trainer.step < self.settings.steps:
                 trainer.advance()
         return self.finish(trainer)
 
-    def without_training(self, half: HalfBridge) -> ScoreTransitions | None:
-        """The first kernels, of a score that was trained before; None where a half-bridge is to be trained."""
-        if self.first is None or half.index > 0:
-            return None
+    def trains(self, half: HalfBridge) -> bool:
+        """Whether the half-bridge is to be trained: all are, but for the first where a score was given for it."""
+        return self.first is None or half.index > 0
+
+    def from_score(self, half: HalfBridge) -> ScoreTransitions:
+        """The first backward kernels, of the score that was given."""
+        assert self.first is not None
         if self.variance == "fixed":
             return ScoreTransitions(half.reference, self.first)
         # residuals are around the mean that goes with them, which any covariances select
@@ -130,7 +138,9 @@ class NetworkRegressor:
         """The kernels of the averaged networks."""
         net, regression = trainer.averaged()
         half = trainer.half
-        fitted = self._transitions(half, net, regression.head)
+        fitted = NetworkTransitions(
+            half.reference, half.direction, net, self.target, teacher=half.law.transitions, spread=regression.head
+        )
         if self.variance == "matched" and self.form == "full":
             fitted.spread = self._residual(half, fitted, "full")
         return fitted
@@ -143,26 +153,19 @@ class NetworkRegressor:
         given = None if head is not None or spread is None else pack(spread)
         return {"net": net, "head": head, "covariances": given}
 
-    def restore(self, half: HalfBridge, state: dict[str, Any]) -> Transitions:
-        """The kernels of a half-bridge from their `state`. ValueError, naming the first tensor, for another architecture."""
+    def restore(
+        self, reference: ReferenceChain, direction: Direction, teacher: Transitions, state: dict[str, Any]
+    ) -> Transitions:
+        """Kernels from their `state`; teacher: those that they were fitted against, which the target "score" calls."""
         covariances = None if state["covariances"] is None else unpack(self.form, state["covariances"])
         if state["net"] is None:
             if self.first is None:
                 raise ValueError("the first backward kernels were made from a score; pass it again: first=")
-            return ScoreTransitions(half.reference, self.first, covariances)
-        net = _filled(self.nets[half.direction], state["net"])
-        own = self.heads[half.direction]
-        head = None if own is None else _filled(own, state["head"])
-        fitted = self._transitions(half, net, head)
-        fitted.spread = fitted.spread if covariances is None else covariances
-        return fitted
-
-    def _transitions(
-        self, half: HalfBridge, net: torch.nn.Module, head: VarianceHead | None
-    ) -> NetworkTransitions:
-        return NetworkTransitions(
-            half.reference, half.direction, net, self.target, teacher=half.law.transitions, spread=head
-        )
+            return ScoreTransitions(reference, self.first, covariances)
+        own = self.heads[direction]
+        spread = covariances if own is None else _filled(own, state["head"])
+        net = _filled(self.nets[direction], state["net"])
+        return NetworkTransitions(reference, direction, net, self.target, teacher=teacher, spread=spread)
 
     def _residual(self, half: HalfBridge, means: Transitions, form: str) -> list[Covariance]:
         return residual_covariances(half, means, form, self.covariance_paths, self.settings.seed, RESIDUALS)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import bisect
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -176,5 +175,4 @@ def _merged(terms: Sum) -> Sum:
 
 def _summed(terms: Sum) -> Tensor:
     vectors, coefficients = _merged(terms)
-    made: Any = combine(vectors, coefficients)
-    return made
+    return combine(vectors, coefficients)

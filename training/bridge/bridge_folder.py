@@ -1,0 +1,117 @@
+"""The folder of a bridge's run, and what a call must agree in to go on with one.
+
+config.json         what the run was called with: networks, reference, ends, regression, settings
+checkpoints/        see `training.checkpoint`; the step is counted over all half-bridges
+log.csv             a line each settings.log_every steps: see `training.log`
+monitors.csv        a line each half-bridge: see `Monitor`
+samples/, monitors.png   pictures, where they are asked for
+"""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from halfbridge.training import checkpoint, recipe, states
+from halfbridge.training.bridge.direction import Direction
+from halfbridge.training.bridge.ends import End, Examples, Normal
+from halfbridge.training.bridge.network_regressor import NetworkRegressor
+from halfbridge.training.bridge.reference import ReferenceChain
+from halfbridge.training.folder import RunFolder
+from halfbridge.training.settings import Settings
+
+__all__ = ["BridgeFolder", "describe_bridge"]
+
+FREE = ("iterations", "floors", "versions", "settings")
+"""What a resumed run may change at this level: how far it goes, and what `Settings.fixed` leaves free but for the steps."""
+
+
+class BridgeFolder(RunFolder):
+    """A `RunFolder` whose config is `describe_bridge`'s; `save` and `load` of RunFolder work with a run's state()."""
+
+    def __init__(self, path: Path, config: dict[str, Any], keep: int) -> None:
+        super().__init__(path, config)
+        self.keep = keep
+
+    def _check_same(self, began: dict[str, Any]) -> None:
+        before, now = (
+            {name: value for name, value in config.items() if name not in FREE}
+            | {"settings": {**Settings.load(config["settings"]).fixed(), "steps": config["settings"]["steps"]}}
+            for config in (began, self.config)
+        )
+        recipe.check_same(before, now, f"the run in {self.path}")
+
+    def _check_length(self, at: int) -> None:
+        """A run is always within its iterations, or asked to end before what it has done: then it ends at once."""
+
+    def write(self, state: dict[str, Any], step: int) -> None:
+        """A checkpoint of `step` over all half-bridges, unless there is one."""
+        if step in checkpoint.steps(self.checkpoints):
+            return
+        tensors, record = states.flatten(state)
+        whole = {"config": self.config, "state": record}
+        checkpoint.write(self.checkpoints, tensors, whole, step=step, keep=self.keep)
+
+    def read(self, step: int) -> dict[str, Any]:
+        """The state of a checkpoint. CheckpointError, a ValueError, for a damaged one."""
+        tensors, record, _ = checkpoint.read(self.checkpoints, step)
+        state: dict[str, Any] = states.unflatten(tensors, record["state"])
+        return state
+
+
+def describe_bridge(
+    start: End, end: End, reference: ReferenceChain, regressor: NetworkRegressor, **others: Any
+) -> dict[str, Any]:
+    """JSON values: the networks, the reference with its gains and gammas, the end laws' digests, the regression, the cache, the
+    settings and the versions, and `others`."""
+    process = recipe.describe(regressor.nets[Direction.FORWARD], process=reference.process)["process"]
+    networks = {
+        f"{way.value}_net": recipe.describe(net, process=reference.process)["net"] | {"weights": _weights(net)}
+        for way, net in regressor.nets.items()
+    }
+    return {
+        **networks,
+        "reference": {
+            "process": process,
+            "times": list(reference.times),
+            "transitions": reference.transitions,
+            "gains": list(reference.gains),
+            "gammas": list(reference.gammas),
+        },
+        "start": _describe_end(start),
+        "end": _describe_end(end),
+        "regression": {
+            "target": regressor.target,
+            "variance": regressor.variance,
+            "form": regressor.form if regressor.variance == "matched" else None,
+            "weighting": regressor.weighting,
+            "covariance_paths": regressor.covariance_paths,
+            "first": None if regressor.first is None else regressor.first.predicts,
+        },
+        "cache": {"paths": regressor.cache_paths, "refresh": regressor.refresh},
+        "settings": regressor.settings.config,
+        "versions": recipe.versions(),
+        **others,
+    }
+
+
+def _describe_end(law: End) -> dict[str, Any]:
+    """Its type and the digest of all examples, or of a few samples, which follow from its parameters."""
+    if isinstance(law, Normal):
+        return {"type": "Normal", "shape": list(law.shape), "std": law.std, "dtype": str(law.dtype)[6:]}
+    values = law.data if isinstance(law, Examples) else law.sample(64, 0)
+    flat = values.detach().cpu().contiguous().flatten().view(torch.uint8)
+    return {
+        "type": type(law).__name__,
+        "shape": list(values.shape[1:]),
+        "dtype": str(values.dtype)[6:],
+        "sha256": hashlib.sha256(flat.numpy().data).hexdigest(),
+    }
+
+
+def _weights(net: torch.nn.Module) -> dict[str, list[int]]:
+    """Names and shapes: what says that a network of the user's has another architecture."""
+    return {name: list(value.shape) for name, value in net.state_dict().items()}

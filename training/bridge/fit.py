@@ -1,0 +1,343 @@
+"""Diffusion Schrödinger bridges between two laws, by trained networks."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from halfbridge.solvers.field import Field
+from halfbridge.solvers.reference.covariance import whole_number
+from halfbridge.training.bridge.bridge_folder import BridgeFolder, describe_bridge
+from halfbridge.training.bridge.bridge_plots import check_plots, plot_monitors, plot_samples
+from halfbridge.training.bridge.direction import Direction
+from halfbridge.training.bridge.ends import End, Examples, check_ends
+from halfbridge.training.bridge.ipf import Iterate, reference_iterate
+from halfbridge.training.bridge.monitors import Monitor, Monitored, Monitors, StopRule, table
+from halfbridge.training.bridge.network_regressor import NetworkRegressor
+from halfbridge.training.bridge.reference import ReferenceChain
+from halfbridge.training.bridge.run import BridgeRun
+from halfbridge.training.bridge.views import Bridge
+from halfbridge.training.data import Dataset
+from halfbridge.training.durable import write_file
+from halfbridge.training.folder import Resume
+from halfbridge.training.interrupts import Asked, Interrupted, watch
+from halfbridge.training.log import SMOOTHED, Log, Row
+from halfbridge.training.settings import Settings
+from halfbridge.training.trainer import Step, training_mode
+from halfbridge.training.workers import Workers, current
+
+__all__ = ["BridgeFit", "BridgeState", "fit_bridge"]
+
+
+class BridgeState(NamedTuple):
+    """What a callback is told after each step."""
+
+    iterate: int
+    """n: the half-bridge in training is that from pi^n to pi^{n+1}."""
+    direction: str
+    """Of the kernels in training."""
+    step: int
+    """Steps done over all half-bridges."""
+    loss: float
+    """Mean loss of the step's batch."""
+    smoothed: float
+    """Mean of the last 100 losses of the half-bridge."""
+    gradient_norm: float
+    """Before clipping."""
+    lr: float
+    seconds: float
+    """Time in training."""
+    monitors: list[Monitor]
+    """Of the iterates so far."""
+
+
+class BridgeFit(Bridge):
+    """What `fit_bridge` returns: a `Bridge` of the last good iterate.
+
+    forward, backward   the kernels of both directions, by averaged networks
+    iterate     pi^n with its end laws; `iterate.law` samples it
+    monitors    a line each half-bridge
+    losses      of each half-bridge's steps, (steps,) float64; empty where it was not trained
+    stopped     why it ended: "iterations", the stop rule's reason, or where and how it diverged; diverged: whether it did
+    folder      of the run, or None
+    """
+
+    def __init__(self, run: BridgeRun, folder: Path | None) -> None:
+        now = run.now
+        if now.backward is None:
+            raise FloatingPointError(
+                f"{run.stopped}; no iterate but the reference is good: lower lr, or take smaller steps"
+            )
+        super().__init__(now.forward, now.backward)
+        self.iterate: Iterate = now
+        self.monitors, self.losses = run.rows, run.losses
+        self.stopped, self.diverged, self.folder = run.stopped, run.diverged, folder
+        self._measured = run.monitors
+
+    @property
+    def floors(self) -> dict[str, float]:
+        """What the marginal errors of `monitors` would be for a perfect bridge: see `Monitors.floors`."""
+        return self._measured.floors()
+
+
+def fit_bridge(
+    forward_net: torch.nn.Module,
+    backward_net: torch.nn.Module,
+    start: End | Tensor | Dataset,
+    end: End | Tensor | Dataset,
+    reference: ReferenceChain,
+    *,
+    iterations: int = 5,
+    target: str | None = None,
+    variance: str = "fixed",
+    form: str = "diagonal",
+    weighting: str = "kl",
+    first: Field | None = None,
+    cache_paths: int = 1024,
+    refresh: int | None = None,
+    cache: str = "auto",
+    cache_limit: int | None = None,
+    cache_folder: str | os.PathLike[str] | None = None,
+    covariance_paths: int = 16384,
+    monitor_paths: int = 2048,
+    stop: StopRule | None = None,
+    settings: Settings | None = None,
+    out: str | Path | None = None,
+    resume: Resume = False,
+    plots: bool = False,
+    progress: bool = False,
+    callback: Callable[[BridgeState], Any] | None = None,
+    **changes: Any,
+) -> BridgeFit:
+    """Join two laws by a diffusion Schrödinger bridge (De Bortoli et al. 2021): IPF with trained drifts.
+
+    Each of `iterations` is two half-bridges: the backward network is trained on trajectories of the forward kernels from
+    `start`, then the forward network on those of the backward kernels from `end`. The first half-bridge, against the reference
+    itself, is a score-based model.
+
+    forward_net, backward_net  net(x, t) -> like x, with t = reference.times[k] of the state x_k, (batch,): see
+                `NetworkTransitions` for what they stand for. Trained in place; the fit has averaged copies
+    start, end  data (m, *shape), a `Dataset`, or a law with sample(n, seed, first): `Examples`, `Normal`, hb.reference.Gaussian
+    reference   `ReferenceChain`: the process, and its N steps
+    target, variance, form, weighting, first, cache_paths, refresh, cache, cache_limit, cache_folder, covariance_paths
+                see `NetworkRegressor`
+    monitor_paths  paths that each iterate is measured on, see `Monitor`; stop: a `StopRule`
+    settings, changes  `training.Settings`, whose fields are keywords here too. `steps` are the steps of each half-bridge, and the
+                learning rate's schedule begins anew with each; class_dropout and sample_* have no part here
+    plots       with `out`: monitors.png, and a picture of each chain's end in samples/
+    progress: show steps and loss. callback: called with a `BridgeState` after each step.
+
+    out, resume  as of `fit_score`: a folder that a killed run goes on from, to the same bits on a CPU with the same number of
+                threads. `iterations` may be another then, as may `stop` and what settings leave free; the steps may not.
+
+    Divergence (a loss, a gradient or a chain that is not finite, or a chain that ends 100 times as far out as the laws) ends
+    the run at the last good iterate, with a RuntimeWarning and the reason in `stopped`. FloatingPointError where there is none.
+    Raises ValueError for end laws of different shapes, iterations = 0, networks of another dtype or device than the laws,
+    and for a run in `out` that another call began: with another reference, say.
+    """
+    whole_number("iterations", iterations, " (5, say; each is two half-bridges)")
+    settings = (Settings() if settings is None else settings).replace(**changes)
+    laws = [_law(law) for law in (start, end)]
+    check_ends(*laws)
+    _check({"forward_net": forward_net, "backward_net": backward_net}, laws[0], reference, first, settings)
+    if out is None and (resume is not False or plots):
+        what = f"resume = {resume!r}" if resume is not False else "plots = True"
+        raise ValueError(f"{what} goes with a folder; pass it as out=")
+    if plots:
+        check_plots(laws[0].sample(1, 0))
+    regressor = NetworkRegressor(
+        forward_net, backward_net, target=target, variance=variance, form=form, weighting=weighting, settings=settings,
+        cache_paths=cache_paths, refresh=refresh, cache=cache, cache_limit=cache_limit, cache_folder=cache_folder,
+        covariance_paths=covariance_paths, first=first, workers=current(),
+    )  # fmt: skip
+    monitors = Monitors(laws[0], laws[1], monitor_paths, settings.seed)
+    run = BridgeRun(reference_iterate(laws[0], laws[1], reference), regressor, monitors)
+    folder = None
+    if out is not None:
+        config = describe_bridge(
+            laws[0], laws[1], reference, regressor, monitor_paths=monitor_paths, iterations=iterations
+        )
+        folder = BridgeFolder(Path(out), config, settings.keep)
+        at = _open(folder, resume, regressor.workers)
+        if at is not None:
+            run.load(folder.read(at), at)
+    _Loop(run, folder, plots, progress, callback).all(2 * iterations, stop or StopRule())
+    return BridgeFit(run, None if folder is None else folder.path)
+
+
+def _open(folder: BridgeFolder, resume: Resume, workers: Workers) -> int | None:
+    """Open the folder in process 0; the step to go on from, in all of them."""
+    at = workers.once(lambda: folder.open(resume))
+    found = torch.tensor([-1 if at is None else at], device=workers.device)
+    workers.spread([found])
+    return None if found.item() < 0 else int(found.item())
+
+
+def _law(end: Any) -> End:
+    if isinstance(end, Dataset):
+        end = end.examples
+    law: End = end if callable(getattr(end, "sample", None)) else Examples(end)
+    return law
+
+
+def _check(
+    nets: dict[str, torch.nn.Module], law: End, reference: ReferenceChain, first: Field | None, settings: Settings
+) -> None:
+    if not isinstance(reference, ReferenceChain):
+        raise TypeError(
+            f"`reference` is a {type(reference).__name__}; pass a ReferenceChain, such as ReferenceChain(hb.Brownian(), 20)"
+        )
+    if nets["forward_net"] is nets["backward_net"]:
+        raise ValueError(
+            "`forward_net` and `backward_net` are one network; pass two, each is trained for its direction"
+        )
+    like = law.sample(1, 0)
+    for name, net in nets.items():
+        if int(getattr(net, "classes", 0) or 0):
+            raise ValueError(f"`{name}` has classes, which bridges do not know; build it without")
+        parameter = next((p for p in net.parameters() if p.requires_grad), None)
+        if parameter is None:
+            raise ValueError(f"`{name}` has no parameter that requires a gradient: nothing to train")
+        for what in ("dtype", "device"):
+            if getattr(parameter, what) != getattr(like, what):
+                raise ValueError(
+                    f"`{name}` has {what} {getattr(parameter, what)} and `start` gives states of {getattr(like, what)}; convert "
+                    "one (an hb.reference law gives float64: net.double(), or Examples of its samples)"
+                )
+    if settings.class_dropout:
+        raise ValueError(
+            f"class_dropout = {settings.class_dropout}, but a bridge's networks have no classes; leave it out"
+        )
+    if first is not None and first.process != reference.process:
+        raise ValueError(f"`first` belongs to {first.process!r}, but the reference is {reference.process!r}")
+
+
+class _Loop:
+    """A run with its log, checkpoints, pictures, progress and signals."""
+
+    def __init__(
+        self,
+        run: BridgeRun,
+        folder: BridgeFolder | None,
+        plots: bool,
+        progress: bool,
+        callback: Callable[[BridgeState], Any] | None,
+    ) -> None:
+        self.run, self.folder, self.plots, self.callback = run, folder, plots, callback
+        self.settings, self.workers = run.regressor.settings, run.regressor.workers
+        self.log: Log | None = None
+        self.show = progress and self.workers.first
+
+    def all(self, half_bridges: int, stop: StopRule) -> None:
+        run, folder = self.run, self.folder
+        with watch(folder is not None) as asked:
+            if folder is not None:
+                self.save()
+                self.log = self.workers.once(
+                    lambda: Log(folder.path, after=run.step, tensorboard=self.settings.tensorboard)
+                )
+                self.workers.once(lambda: write_file(folder.path / "monitors.csv", table(run.rows).encode()))
+            before = 0.0 if self.log is None else self.log.seconds
+            self.started = time.perf_counter() - before
+            total = half_bridges * self.settings.steps
+            with tqdm(total=total, initial=min(run.step, total), unit="step", disable=not self.show) as bar:
+                self.bar = bar
+                try:
+                    while run.stopped is None:
+                        run.stopped = stop.reason(run.rows)
+                        if run.stopped is None and run.now.index >= half_bridges:
+                            run.stopped = "iterations"
+                        if run.stopped is None:
+                            self.half_bridge(asked)
+                finally:
+                    if self.log is not None:
+                        self.log.close()
+
+    def half_bridge(self, asked: Asked) -> None:
+        run, trainer, stop = self.run, self.run.begin(), False
+        if trainer is not None:
+            with training_mode(trainer.model, trainer.device):
+                while trainer.step < self.settings.steps:
+                    done = run.advance(asked.signal is not None)
+                    if done is None:
+                        if run.trainer is not None:
+                            self.save()
+                        return
+                    self.told(done)
+                    stop = done.stop or (self.workers.count == 1 and asked.signal is not None)
+                    if stop and trainer.step < self.settings.steps:
+                        self.interrupt(asked)
+        measured = run.finish(time.perf_counter() - self.started)
+        if measured is not None:
+            self.write(measured)
+        if stop:
+            self.interrupt(asked)
+
+    def told(self, done: Step) -> None:
+        """Log, callback, progress and checkpoint of a step."""
+        run, settings, trainer = self.run, self.settings, self.run.trainer
+        assert trainer is not None
+        recent = trainer.losses[max(0, trainer.step - SMOOTHED) : trainer.step].mean().item()
+        seconds = time.perf_counter() - self.started
+        row = Row(run.step, done.loss, recent, done.gradient_norm, done.lr, seconds, run.step * settings.batch_size)
+        last = trainer.step == settings.steps
+        if self.log is not None and (last or run.step % settings.log_every == 0):
+            self.log.row(row)
+        if self.callback is not None:
+            half = trainer.half
+            state = BridgeState(half.index, half.direction.value, *row[:6], list(run.rows))
+            self.callback(state)
+        self.bar.update()
+        if not self.bar.disable:
+            self.bar.set_description(
+                f"half-bridge {trainer.half.index + 1}, {trainer.half.direction.value}", refresh=False
+            )
+            self.bar.set_postfix(loss=f"{recent:.4g}", refresh=False)
+        if self.folder is not None and not last and settings.save_every and run.step % settings.save_every == 0:
+            self.save()
+
+    def interrupt(self, asked: Asked) -> None:
+        if self.folder is None:
+            return
+        self.save()
+        name = "a signal" if asked.signal is None else asked.signal.name
+        raise Interrupted(
+            f"stopped by {name} after step {self.run.step}; the run is saved in {self.folder.path}: resume=True goes on with it"
+        )
+
+    def write(self, measured: Monitored) -> None:
+        """The lines, pictures and checkpoint of an iterate."""
+        if self.folder is None:
+            return
+        path, run = self.folder.path, self.run
+
+        def act() -> None:
+            write_file(path / "monitors.csv", table(run.rows).encode())
+            if self.plots:
+                plot_monitors(run.rows, run.losses, path / "monitors.png", run.monitors.floors())
+                way = Direction(measured.row.direction)
+                name = f"{measured.row.iterate:03d}-{way.value}.png"
+                plot_samples(measured.samples, run.monitors.law_at_the_end(way), path / "samples" / name)
+
+        self.workers.once(act)
+        self.save()
+
+    def save(self) -> None:
+        """A checkpoint, where there is a folder."""
+        folder, run = self.folder, self.run
+        if folder is None:
+            return
+
+        def act() -> None:
+            if self.log is not None:
+                self.log.sync()
+            folder.write(run.state(), run.step)
+
+        self.workers.once(act)

@@ -1,0 +1,144 @@
+"""The run of a bridge: half-bridges in turn, what is known of them, and its state."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from halfbridge.training.bridge.direction import Direction
+from halfbridge.training.bridge.half_trainer import HalfBridgeTrainer
+from halfbridge.training.bridge.ipf import Iterate
+from halfbridge.training.bridge.monitors import Monitor, Monitored, Monitors
+from halfbridge.training.bridge.network import NetworkTransitions
+from halfbridge.training.bridge.network_regressor import NetworkRegressor
+from halfbridge.training.log import SMOOTHED
+from halfbridge.training.trainer import NotFinite, Step
+
+__all__ = ["BridgeRun"]
+
+KEPT = 3
+"""Iterates in a checkpoint, unless kernels call those of all iterates before."""
+
+
+class BridgeRun:
+    """The newest iterate, the training of the next one, and the lines and losses so far.
+
+    now: pi^n. before: pi^{n-1}, which is gone back to where pi^n's own chain turns out not to be finite. trainer: of the
+    half-bridge from pi^n, None between two. stopped: why the run ended, None while it goes on.
+    """
+
+    def __init__(self, begin: Iterate, regressor: NetworkRegressor, monitors: Monitors) -> None:
+        self.regressor, self.monitors = regressor, monitors
+        self.iterates = [begin]
+        self.rows: list[Monitor] = []
+        self.losses: list[Tensor] = []
+        self.trainer: HalfBridgeTrainer | None = None
+        self.stopped: str | None = None
+        self.diverged = False
+
+    @property
+    def now(self) -> Iterate:
+        """pi^n."""
+        return self.iterates[-1]
+
+    @property
+    def step(self) -> int:
+        """Steps of training over all half-bridges."""
+        done = 0 if self.trainer is None else self.trainer.step
+        return self.now.index * self.regressor.settings.steps + done
+
+    def begin(self) -> HalfBridgeTrainer | None:
+        """The training of the next half-bridge; None where its kernels are had without."""
+        if self.trainer is None and self.regressor.trains(self.now.half_bridge):
+            self.trainer = self.regressor.begin(self.now.half_bridge)
+        return self.trainer
+
+    def advance(self, stop: bool) -> Step | None:
+        """A step of training; None where it is not finite: then `stopped` says why. Where it is the teacher's chain, pi^n is no
+        good, and `now` is the iterate before; `trainer` is None then."""
+        assert self.trainer is not None
+        try:
+            return self.trainer.advance(stop)
+        except NotFinite as error:
+            self._diverge(str(error))
+        except FloatingPointError as error:
+            self._diverge(str(error))
+            if len(self.iterates) > 1:
+                self.iterates.pop()
+                self.trainer = None
+        return None
+
+    def finish(self, seconds: float) -> Monitored | None:
+        """Take the half-bridge's kernels, measure them, and go on to the next; None where they diverge."""
+        half, trainer = self.now.half_bridge, self.trainer
+        losses = torch.empty(0, dtype=torch.float64) if trainer is None else trainer.losses.clone()
+        loss = float(losses[-SMOOTHED:].mean()) if len(losses) else math.nan
+        try:
+            fitted = self.regressor.from_score(half) if trainer is None else self.regressor.finish(trainer)
+            after = self.now.after(fitted)
+            measured = self.monitors.measure(after, self.now, self.rows, loss, seconds)
+        except FloatingPointError as error:
+            self._diverge(str(error))
+            return None
+        self.iterates.append(after)
+        self.rows.append(measured.row)
+        self.losses.append(losses)
+        self.trainer = None
+        return measured
+
+    def _diverge(self, why: str) -> None:
+        self.diverged = True
+        index = self.now.index
+        self.stopped = f"half-bridge {index} ({self.now.half_bridge.direction.value}) diverged: {why}"
+        warnings.warn(f"{self.stopped}. The last good iterate is returned", RuntimeWarning, stacklevel=4)
+
+    def state(self) -> dict[str, Any]:
+        """All that the rest of the run depends on, but for the call's arguments."""
+        target = self.regressor.target
+        kept = self.iterates[1:] if target == "score" else self.iterates[1:][-KEPT:]
+        trained = {
+            way
+            for it in self.iterates
+            for way, kernels in _kernels(it).items()
+            if isinstance(kernels, NetworkTransitions)
+        }
+        return {
+            "iterates": [{"index": it.index, **self.regressor.state(it.law.transitions)} for it in kept],
+            "begun": {way.value: net.state_dict() for way, net in self.regressor.nets.items() if way not in trained},
+            "heads": {
+                way.value: head.state_dict()
+                for way, head in self.regressor.heads.items()
+                if way not in trained and head is not None
+            },
+            "trainer": None if self.trainer is None else self.trainer.state(),
+            "rows": [list(row) for row in self.rows],
+            "losses": list(self.losses),
+        }
+
+    def load(self, state: dict[str, Any], step: int) -> None:
+        """Go on from a `state` after `step` steps. ValueError for other networks."""
+        regressor = self.regressor
+        for name, modules in (("begun", regressor.nets), ("heads", regressor.heads)):
+            for way, weights in state[name].items():
+                module: Any = modules[Direction(way)]
+                module.load_state_dict(weights)
+        for saved in state["iterates"]:
+            # of the iterates before only what later ones need is there: the kernels of the other direction, or all teachers
+            index, last = saved["index"], self.iterates[-1]
+            way = Direction.BACKWARD if index % 2 else Direction.FORWARD
+            kernels = regressor.restore(last.reference, way, last.law.transitions, saved)
+            forward, backward = (kernels, last.backward) if way is Direction.FORWARD else (last.forward, kernels)
+            self.iterates.append(Iterate(index, last.start, last.end, forward, backward))
+        self.rows = [Monitor(*row) for row in state["rows"]]
+        self.losses = list(state["losses"])
+        if state["trainer"] is not None:
+            self.trainer = regressor.begin(self.now.half_bridge)
+            self.trainer.load(state["trainer"], step - self.now.index * regressor.settings.steps)
+
+
+def _kernels(iterate: Iterate) -> dict[Direction, Any]:
+    return {Direction.FORWARD: iterate.forward, Direction.BACKWARD: iterate.backward}
