@@ -7,6 +7,11 @@ ends, chains              the laws that are joined; simulation, with counted noi
 targets, half_bridge, ipf what kernels are regressed onto; a half-bridge as a regression; half-bridges in turn
 affine, affine_regressor  affine kernels and the exact laws of their chains; the regressor that is exact between Gaussians
 estimates                 KL between chains and energies, from paths
+network, regression       kernels that are networks, and the loss that trains them
+cache, room               trajectories to train on, in memory or on the disk
+half_trainer, network_regressor   one half-bridge's training; the regressor that trains networks
+run, monitors, fit        `fit_bridge`: a run, what is measured of it, its folder (bridge_folder) and pictures (bridge_plots)
+views                     a bridge in use: translations, trajectories, drifts, flows
 
 One index rules: a step, its kernel and its network label are called by the k of the state x_k that the step leaves, in both
 directions, in simulation and in training. Whatever fits kernels is a `Regressor`: fit(half_bridge) -> Transitions. Between
@@ -25,8 +30,12 @@ from halfbridge.training.bridge.covariances import Covariance, Diagonal, Full, I
 from halfbridge.training.bridge.direction import Direction
 from halfbridge.training.bridge.ends import End, Examples, Normal
 from halfbridge.training.bridge.estimates import Estimate, path_energy, path_kl
+from halfbridge.training.bridge.fit import BridgeFit, BridgeState, fit_bridge
 from halfbridge.training.bridge.half_bridge import HalfBridge, Regressor
 from halfbridge.training.bridge.ipf import Iterate, ipf, reference_iterate
+from halfbridge.training.bridge.monitors import Monitor, StopRule
+from halfbridge.training.bridge.network import NetworkTransitions, VarianceHead
+from halfbridge.training.bridge.network_regressor import NetworkRegressor
 from halfbridge.training.bridge.reference import ReferenceChain
 from halfbridge.training.bridge.residuals import residual_covariances
 from halfbridge.training.bridge.targets import (
@@ -40,12 +49,14 @@ from halfbridge.training.bridge.targets import (
     variance_ratio,
 )
 from halfbridge.training.bridge.transitions import Drawn, ReferenceTransitions, ScoreTransitions, Sum, Transitions
+from halfbridge.training.bridge.views import Bridge
 
 __all__ = [
-    "TARGETS", "AffineRegressor", "AffineTransitions", "Covariance", "Diagonal", "Direction", "Drawn", "End", "Estimate",
-    "Examples", "Full", "HalfBridge", "Isotropic", "Iterate", "Normal", "Pair", "PathLaw", "ReferenceChain",
-    "ReferenceTransitions", "Regressor", "ScoreTransitions", "Step", "Sum", "Target", "Transitions",
-    "affine_of", "drift_matching", "gammas", "gaussian_chain", "increment", "ipf", "mean_matching", "path_energy",
-    "path_index", "path_kl", "reference_iterate", "residual_covariances", "score_matching", "simulate", "variance_ratio",
-    "walk",
+    "TARGETS", "AffineRegressor", "AffineTransitions", "Bridge", "BridgeFit", "BridgeState", "Covariance",
+    "Diagonal", "Direction", "Drawn", "End", "Estimate", "Examples", "Full", "HalfBridge", "Isotropic", "Iterate",
+    "Monitor", "NetworkRegressor", "NetworkTransitions", "Normal", "Pair", "PathLaw", "ReferenceChain",
+    "ReferenceTransitions", "Regressor", "ScoreTransitions", "Step", "StopRule", "Sum", "Target", "Transitions",
+    "VarianceHead", "affine_of", "drift_matching", "fit_bridge", "gammas", "gaussian_chain", "increment", "ipf",
+    "mean_matching", "path_energy", "path_index", "path_kl", "reference_iterate", "residual_covariances",
+    "score_matching", "simulate", "variance_ratio", "walk",
 ]  # fmt: skip

@@ -1,0 +1,226 @@
+"""fit_bridge: what it learns, against closed forms and Sinkhorn; monitors, the stop rule, divergence."""
+
+import csv
+import math
+
+import pytest
+import torch
+from bridge_nets import F64, NEAR0, NEAR1, ONE, coupling_of, exact_iterate, nets
+
+import halfbridge as hb
+from halfbridge.nets import MLP
+from halfbridge.training.bridge import Normal, ReferenceChain, StopRule, fit_bridge
+from halfbridge.training.bridge.monitors import Monitor, Monitors
+
+SMALL = {"steps": 3, "batch_size": 8, "cache_paths": 8, "monitor_paths": 16, "covariance_paths": 50}
+
+
+def small(**changes):
+    """A fit of 3 steps a half-bridge."""
+    options = {"iterations": 2, **SMALL, **changes}
+    start, end = (options.pop(name, law) for name, law in (("start", NEAR0), ("end", NEAR1)))
+    both = options.pop("nets", None) or nets(dtype=F64)
+    return fit_bridge(*both, start, end, options.pop("reference", ReferenceChain(ONE, 3)), **options)
+
+
+def test_trained_networks_find_the_closed_forms_coupling():
+    """A short budget, 3 iterations of 2 x 200 steps: both couplings within 7 % of the closed form's covariance and 0.06 of its
+    mean (0.005 of that is the 20 000 pairs'). Gaussian ends by their samples, matched full kernels, 8 steps."""
+    torch.manual_seed(0)
+    both = [MLP(2, hidden=32, depth=1) for _ in range(2)]
+    x0, x1 = NEAR0.sample(10_000, 1).float(), NEAR1.sample(10_000, 2).float()
+    made = fit_bridge(*both, x0, x1, ReferenceChain(ONE, 8), variance="matched", form="full", iterations=3, steps=200,
+                      batch_size=256, lr=3e-3, schedule="cosine", ema_decay=0.98, monitor_paths=500)  # fmt: skip
+    star = hb.reference.GaussianBridge(NEAR0, NEAR1, ONE).coupling()
+    for to in ("end", "start"):
+        x = (NEAR0 if to == "end" else NEAR1).sample(20_000, 9).float()
+        y = made.translate(x, 3, to=to)
+        mean, cov = coupling_of(*((x, y) if to == "end" else (y, x)))
+        assert float((mean - star.mean).abs().max()) < 0.06
+        assert float((cov - star.cov).norm() / star.cov.norm()) < 0.07
+    assert made.stopped == "iterations"
+    assert made.monitors[-1].kl < made.monitors[-3].kl / 3
+    assert made.monitors[-1].end_energy_distance < made.monitors[1].end_energy_distance / 4
+
+
+def test_trained_networks_find_sinkhorns_bridge_between_mixtures():
+    """One dimension, two bumps to three, against discretised Sinkhorn: E[x_T | x_0] of the coupling, which goes from -1.5 to 1.5,
+    and both drifts near their ends, of root mean square 1.1 and 1.5 there."""
+    law0 = hb.reference.GaussianMixture([0.5, 0.5], [[-1.0], [1.0]], 0.1)
+    law1 = hb.reference.GaussianMixture([0.3, 0.4, 0.3], [[-2.0], [0.0], [2.0]], 0.1)
+    process = hb.Brownian(1.0, 1.0)
+    grid = torch.linspace(-4.0, 4.0, 161, dtype=F64)[:, None]
+    weights = [p / p.sum() for p in (law.log_prob(grid).exp() for law in (law0, law1))]
+    wanted = hb.reference.static_bridge(grid, grid, process, *weights, tol=1e-7)
+    torch.manual_seed(0)
+    both = [MLP(1, hidden=32, depth=1) for _ in range(2)]
+    x0, x1 = law0.sample(10_000, 1).float(), law1.sample(10_000, 2).float()
+    made = fit_bridge(*both, x0, x1, ReferenceChain(process, 10), variance="matched", iterations=3, steps=250, batch_size=256,
+                      lr=4e-3, schedule="cosine", ema_decay=0.98, monitor_paths=500)  # fmt: skip
+    mean = (wanted.coupling @ grid)[:, 0] / wanted.coupling.sum(1)
+    bins = torch.tensor([-1.3, -1.0, -0.7, 0.7, 1.0, 1.3], dtype=F64)
+    x = bins.float().repeat_interleave(4000)[:, None]
+    found = made.translate(x, 5).view(6, -1).double().mean(1)
+    expected = torch.stack([mean[(grid[:, 0] - b).abs().argmin()] for b in bins])
+    assert float((found - expected).square().mean().sqrt()) < 0.1
+    for drift, t, error in (("forward_drift", 0.8, 0.37), ("backward_drift", 0.2, 0.25)):
+        x = wanted.marginal(t).sample(500, 0)
+        gap = getattr(made, drift)(t, x.float()) - getattr(wanted, drift)(t, x)
+        assert float(gap.square().mean().sqrt()) < error
+
+
+def test_a_fit_is_a_function_of_its_arguments():
+    one, two = (small(variance="matched", form="diagonal", ema_decay=0.9) for _ in range(2))
+    for a, b in zip(one.losses, two.losses, strict=True):
+        assert torch.equal(a, b)
+    assert [row[:-1] for row in one.monitors[2:]] == [row[:-1] for row in two.monitors[2:]]
+    other = small(variance="matched", form="diagonal", ema_decay=0.9, seed=1)
+    assert not torch.equal(one.losses[0], other.losses[0])
+    x = NEAR0.sample(3, 0)
+    assert torch.equal(one.translate(x, 4), two.translate(x, 4))
+
+
+def test_monitors_measure_the_newest_chain_of_each_direction():
+    """Exact iterates of Gaussian IPF: energy distance falls to nothing, KL and energy are the exact chains'."""
+    its = [exact_iterate(4, n) for n in (1, 2, 3, 4)]
+    measured, rows = Monitors(NEAR0, NEAR1, paths=1500, seed=3), []
+    befores = [hb.training.bridge.reference_iterate(NEAR0, NEAR1, its[0].reference), *its]
+    for now, before in zip(its, befores, strict=False):
+        rows.append(measured.measure(now, before, rows, 0.5, 1.0).row)
+    assert [row.iterate for row in rows] == [1, 2, 3, 4]
+    assert [row.direction for row in rows] == ["backward", "forward"] * 2
+    assert math.isnan(rows[0].kl)
+    assert math.isnan(rows[0].end_energy_distance)
+    assert rows[1].start_energy_distance == rows[0].start_energy_distance
+    assert rows[2].end_energy_distance == rows[1].end_energy_distance
+    chains = [hb.training.bridge.gaussian_chain(it.law) for it in befores]
+    for n in (2, 3, 4):
+        assert abs(rows[n - 1].kl - chains[n].kl(chains[n - 2])) < 5 * rows[n - 1].kl_error
+    floors = measured.floors()
+    assert rows[3].end_sliced_w2 < 2 * floors["end_sliced_w2"]
+    assert rows[0].start_sliced_w2 > 4 * floors["start_sliced_w2"]
+
+
+def lines(*errors, kls=None):
+    """Monitors of as many iterations, the larger marginal error of each given."""
+    rows = []
+    for i, error in enumerate(errors):
+        for n in (2 * i + 1, 2 * i + 2):
+            kl = 1.0 if kls is None else kls[i]
+            rows.append(Monitor(n, "", 0.0, error, 0.0, error / 2, 0.0, kl, 0.0, 0.0, 0.0, 0.0))
+    return rows
+
+
+def test_the_stop_rule_reads_the_monitors():
+    rule = StopRule(kl=0.1)
+    assert rule.reason(lines(1.0, 1.0, kls=[1.0, 0.2])) is None
+    assert "moved by at most 0.1 nats" in rule.reason(lines(1.0, 1.0, kls=[1.0, 0.1]))
+    assert rule.reason(lines(1.0, 1.0, kls=[1.0, 0.1])[:3]) is None  # asked after whole iterations
+    assert rule.reason(lines(1.0, kls=[0.01])) is None  # the first has the reference before it
+    rule = StopRule(patience=2)
+    assert rule.reason(lines(3.0, 2.0, 1.9)) is None
+    assert rule.reason(lines(3.0, 2.0, 2.1, 1.9)) is None
+    assert "not fallen for 2 iterations" in rule.reason(lines(3.0, 2.0, 2.1, 2.0))
+    made = small(iterations=9, stop=StopRule(kl=1e9))
+    assert made.iterate.index == 4
+    assert "moved by at most" in made.stopped
+    for bad in ({"kl": 0.0}, {"patience": 0}):
+        with pytest.raises(ValueError, match=next(iter(bad))):
+            StopRule(**bad)
+
+
+class Burst(torch.nn.Module):
+    """An MLP that returns `value` from its `after`-th call on, in one mode or both."""
+
+    def __init__(self, value, after=0, training=True):
+        super().__init__()
+        self.net, self.value, self.after, self.mode, self.calls = (
+            MLP(2, hidden=8, depth=1).double(),
+            value,
+            after,
+            training,
+            0,
+        )
+
+    def forward(self, x, t):
+        out = self.net(x, t)
+        if self.training is self.mode:
+            self.calls += 1
+            if self.calls > self.after:
+                return out * 0 + self.value
+        return out
+
+
+def test_divergence_stops_at_the_last_good_iterate_and_says_why():
+    good, bad = nets(dtype=F64)[0], Burst(float("nan"), after=4)  # step 2 of its second half-bridge
+    with pytest.warns(RuntimeWarning, match=r"half-bridge 3 \(forward\) diverged: the loss is nan at step 1 of 3"):
+        made = small(nets=[bad, good])
+    assert made.diverged
+    assert made.stopped.startswith("half-bridge 3 (forward) diverged")
+    assert made.iterate.index == 3
+    assert len(made.monitors) == 3
+    assert made.translate(NEAR0.sample(4, 0), 1).isfinite().all()
+    with pytest.warns(
+        RuntimeWarning, match=r"half-bridge 1 .* diverged: the forward chain ends [\d.e+]+ from the origin"
+    ):
+        made = small(nets=[Burst(1e5, training=False), good])  # finite in training, and far out as a chain
+    assert made.iterate.index == 1
+    assert type(made.forward).__name__ == "ReferenceTransitions"
+    with (
+        pytest.warns(RuntimeWarning, match="half-bridge 0"),
+        pytest.raises(FloatingPointError, match="no iterate but the ref"),
+    ):
+        small(nets=[good, Burst(float("nan"))])
+
+
+def test_a_teacher_that_leaves_the_numbers_later_is_gone_back_behind():
+    """Its paths were finite where they were measured: the iterate before it is the last good one."""
+    good, late = nets(dtype=F64)[0], Burst(math.nan, after=4 * 3, training=False)  # measured by 4 walks of 3 steps
+    with pytest.warns(RuntimeWarning, match=r"half-bridge 2 \(backward\) diverged: the forward chain is not finite"):
+        made = small(nets=[late, good])
+    assert made.iterate.index == 1
+
+
+def test_the_first_half_bridge_may_be_a_score_that_was_trained():
+    made = small(first=NEAR0.field(ONE))
+    assert len(made.losses[0]) == 0
+    assert [len(part) for part in made.losses[1:]] == [3, 3, 3]
+    assert math.isnan(made.monitors[0].loss)
+
+
+def test_plots_and_tables_are_written(tmp_path):
+    made = small(out=tmp_path / "run", plots=True, log_every=1)
+    files = sorted(
+        str(p.relative_to(tmp_path / "run")) for p in (tmp_path / "run").rglob("*.*") if "checkpoints" not in p.parts
+    )
+    assert files == ["config.json", "log.csv", "monitors.csv", "monitors.png", "samples/001-backward.png", "samples/002-forward.png",
+                     "samples/003-backward.png", "samples/004-forward.png"]  # fmt: skip
+    with open(tmp_path / "run" / "monitors.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [float(row["kl"]) for row in rows[1:]] == [row.kl for row in made.monitors[1:]]
+    logged = hb.training.log.read(tmp_path / "run" / "log.csv")
+    assert [row.step for row in logged] == list(range(1, 13))
+    assert [row.loss for row in logged] == torch.cat(made.losses).tolist()
+
+
+@pytest.mark.parametrize(
+    ("changes", "error", "message"),
+    [
+        ({"end": hb.reference.Gaussian([0.0] * 3, 1.0)}, ValueError, r"`end` has samples of shape \(3,\), but `start` has \(2,\)"),
+        ({"iterations": 0}, ValueError, "`iterations` = 0 must be a whole number, at least 1"),
+        ({"reference": hb.OU()}, TypeError, "`reference` is a OU; pass a ReferenceChain"),
+        ({"nets": nets()}, ValueError, "`forward_net` has dtype torch.float32 and `start` gives states of torch.float64"),
+        ({"nets": nets(dtype=F64)[:1] * 2}, ValueError, "are one network; pass two"),
+        ({"nets": [MLP(2, hidden=8, depth=1, classes=3).double(), nets(dtype=F64)[0]]}, ValueError, "`forward_net` has classes"),
+        ({"first": NEAR0.field(hb.VP())}, ValueError, "`first` belongs to VP"),
+        ({"class_dropout": 0.1}, ValueError, "class_dropout = 0.1, but a bridge's networks have no classes"),
+        ({"resume": True}, ValueError, "resume = True goes with a folder"),
+        ({"plots": True}, ValueError, "plots = True goes with a folder"),
+        ({"monitor_paths": 1}, ValueError, "`monitor_paths` = 1"),
+        ({"step": 3}, TypeError, "there is no setting 'step'; did you mean 'steps'"),
+        ({"start": Normal((2,), dtype=F64), "target": "scores"}, ValueError, "did you mean 'score'"),
+    ],
+)  # fmt: skip
+def test_bad_input_is_named(changes, error, message):
+    with pytest.raises(error, match=message):
+        small(**changes)

@@ -1,0 +1,246 @@
+"""Kernels that are networks, the regression that trains them, and the cache that it sees."""
+
+import math
+import warnings
+
+import pytest
+import torch
+from bridge_nets import F64, NEAR0, NEAR1, ONE, awake, exact_iterate, nets
+
+import halfbridge as hb
+from halfbridge.training.bridge import Direction, Full, HalfBridge, PathLaw, ReferenceChain, gaussian_chain, simulate
+from halfbridge.training.bridge.cache import TrajectoryCache
+from halfbridge.training.bridge.network import NetworkTransitions, VarianceHead
+from halfbridge.training.bridge.network_regressor import NetworkRegressor
+from halfbridge.training.bridge.regression import Batch, Regression
+from halfbridge.training.bridge.room import buffer
+from halfbridge.training.bridge.targets import TARGETS
+from halfbridge.training.bridge.transitions import ScoreTransitions
+
+CHAIN = ReferenceChain.spaced(ONE, [1.0, 2.0, 1.5])
+WAYS = pytest.mark.parametrize("direction", Direction, ids=lambda d: d.value)
+
+
+def half_bridge(direction, start=NEAR0):
+    """One whose kernels of that direction are wanted: the teacher is a network that runs the other way."""
+    teacher = NetworkTransitions(CHAIN, direction.other, awake(nets(dtype=F64)[0]), "drift")
+    return HalfBridge(3, PathLaw(start, teacher))
+
+
+@WAYS
+def test_a_network_sees_the_time_of_the_state_that_a_step_leaves(direction):
+    seen = []
+
+    class Spy(torch.nn.Module):
+        def forward(self, x, t):
+            seen.append((t, x.clone()))
+            return torch.zeros_like(x)
+
+    x = NEAR0.sample(4, 0)
+    path = simulate(NetworkTransitions(CHAIN, direction, Spy()), x, seed=0, keep=True)
+    labels = {"forward": [0, 1, 2], "backward": [3, 2, 1]}[direction.value]
+    assert len(seen) == 3
+    for k, (t, at) in zip(labels, seen, strict=True):
+        assert torch.equal(t, torch.full((4,), CHAIN.times[k], dtype=F64))
+        assert torch.equal(at, path[k])
+
+
+@WAYS
+@pytest.mark.parametrize("target", TARGETS)
+def test_the_rows_of_a_cache_are_the_pairs_of_the_half_bridge_with_their_labels(direction, target):
+    half, n = half_bridge(direction), 5
+    cache = TrajectoryCache(CHAIN, NEAR0.sample(1, 0), n, target, chunk=3)
+    cache.hold(half, seed=4, refresh=2)
+    assert len(cache) == 15
+    for pair in half.pairs(n, 4, 2 * n, means=True):
+        j = direction.interval(pair.k)
+        batch = cache.batch(torch.arange(j * n, (j + 1) * n))
+        torch.testing.assert_close(batch.here, pair.here, rtol=0, atol=1e-14)
+        torch.testing.assert_close(batch.value, TARGETS[target].value(pair), rtol=0, atol=1e-12)
+        assert torch.equal(batch.label, torch.full((n,), CHAIN.times[pair.k], dtype=F64))
+        assert torch.equal(batch.gamma, torch.full((n,), pair.gamma, dtype=F64))
+    shuffled = torch.tensor([14, 0, 7])
+    mixed, whole = cache.batch(shuffled), cache.batch(torch.arange(15))
+    for a, b in zip(mixed, whole, strict=True):
+        assert torch.equal(a, b[shuffled])
+
+
+@pytest.mark.parametrize("target", ["mean", "increment"])
+def test_a_cache_is_a_function_of_teacher_seed_and_refresh_wherever_it_lies(target, tmp_path):
+    half, like = half_bridge(Direction.FORWARD), NEAR0.sample(1, 0)
+    here, there = (TrajectoryCache(CHAIN, like, 6, target, where=w, folder=tmp_path) for w in ("memory", "disk"))
+    assert list(tmp_path.iterdir()) == []  # the file has no name
+    held = []
+    for cache in (here, there):
+        place = cache.states.data_ptr()
+        for refresh in (1, 0, 1):
+            cache.hold(half, 0, refresh)
+            held.append(cache.states.clone())
+        assert cache.states.data_ptr() == place
+    assert all(torch.equal(held[0], held[i]) for i in (2, 3, 5))
+    assert torch.equal(held[1], held[4])
+    rows = torch.cat([held[0], held[1]])
+    assert len(torch.unique(rows, dim=0)) == len(rows)  # no state of one refresh is one of the other
+
+
+def test_a_cache_above_its_limit_goes_to_the_disk_and_says_so(tmp_path):
+    options = {"dtype": torch.float32, "device": torch.device("cpu"), "folder": tmp_path}
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        buffer((10, 5), **options, limit=200)
+    with pytest.warns(RuntimeWarning, match="has 200 bytes, more than cache_limit = 199: it goes to the disk, in "):
+        made = buffer((10, 5), **options, limit=199)
+    made.fill_(1.0)
+    assert made.sum() == 50
+    with (
+        pytest.warns(RuntimeWarning, match=r"half of the \d+ bytes of free memory"),
+        pytest.raises(OSError, match="cache_folder"),
+    ):
+        buffer((1 << 46,), **options)
+    assert list(tmp_path.iterdir()) == []
+    with pytest.raises(ValueError, match="`cache` = 'dusk' is no place for a cache; did you mean 'disk'"):
+        buffer((2,), **options, where="dusk")
+    with pytest.raises(ValueError, match="`cache_limit` = 0 must be"):
+        buffer((2,), **options, limit=0)
+
+
+def batch(n=7, shape=(2, 3)):
+    g = torch.Generator().manual_seed(0)
+    here, value = (torch.randn(n, *shape, generator=g, dtype=F64) for _ in range(2))
+    return Batch(here, value, torch.rand(n, generator=g, dtype=F64), 0.1 + torch.rand(n, generator=g, dtype=F64))
+
+
+@pytest.mark.parametrize("weighting", ["kl", "plain"])
+@pytest.mark.parametrize("target", TARGETS)
+def test_the_loss_is_the_squared_error_of_the_target_in_units_of_the_kernel_or_plain(target, weighting):
+    b = batch()
+
+    def net(x, t):
+        return (x + t[:, None, None]).sin()
+
+    loss = Regression(target, weighting)(net, b)
+    for i in range(7):
+        x, out, gamma = b.here[i], (b.here[i] + b.label[i]).sin(), float(b.gamma[i])
+        learned = x + gamma * out if target in ("mean", "increment") else out
+        scale = {"mean": 1.0, "increment": 1.0, "drift": gamma, "score": 2 * gamma}[target]
+        error = (learned - b.value[i]).square().mean() * (scale**2 / (2 * gamma) if weighting == "kl" else 1.0)
+        assert float(loss[i]) == pytest.approx(float(error), rel=1e-12)
+
+
+@pytest.mark.parametrize("target", TARGETS)
+@WAYS
+def test_kernels_are_those_of_the_target_that_was_learned(direction, target):
+    """The network returns what the regression's exact minimiser would have it return: the means are the exact regressor's."""
+    exact = exact_iterate(4, 3 if direction is Direction.BACKWARD else 2, target="increment" if target == "increment" else target,
+                          variance="matched" if target == "increment" else "fixed")  # fmt: skip
+    fitted, reference = exact.law.transitions, exact.reference
+    teacher = exact.forward if direction is Direction.BACKWARD else exact.backward
+    assert fitted.direction is direction
+
+    class Net(torch.nn.Module):
+        def forward(self, x, t):
+            k = reference.times.index(float(t[0]))
+            gamma = fitted.gamma(k)
+            if target == "score":
+                return (fitted.mean(k, x) - 2 * x + teacher.mean(direction.arrives(k), x)) / (2 * gamma)
+            return (fitted.mean(k, x) - x) / gamma
+
+    kernels = NetworkTransitions(reference, direction, Net(), target, teacher=teacher)
+    x = NEAR0.sample(5, 3)
+    for k in direction.leaves(4):
+        torch.testing.assert_close(kernels.mean(k, x), fitted.mean(k, x), rtol=1e-11, atol=1e-11)
+        assert float(kernels.covariance(k, x).diagonal(x)[0, 0]) == pytest.approx(2 * reference.gamma(direction, k))
+
+
+@pytest.mark.parametrize("form", ["scalar", "diagonal"])
+def test_the_head_learns_the_mean_square_of_what_the_mean_leaves_and_leaves_the_mean_alone(form):
+    b = batch(n=50)
+
+    class Constant(torch.nn.Module):
+        def __init__(self, shape):
+            super().__init__()
+            self.value = torch.nn.Parameter(torch.zeros(shape, dtype=F64))
+
+        def forward(self, x, t):
+            return self.value.expand(x.shape)
+
+    mean, log_r = Constant((2, 3)), Constant((2, 3))
+    regression = Regression("increment", head=VarianceHead(log_r, form))
+    plain = torch.autograd.grad(Regression("increment")(mean, b).sum(), mean.value)[0]
+    q = (b.value - b.here).square() / (2 * b.gamma)[:, None, None]
+    best = q.mean(0) if form == "diagonal" else q.mean().expand(2, 3)
+    log_r.value.data.copy_(best.log())
+    on_mean, on_head = torch.autograd.grad(regression(mean, b).sum(), (mean.value, log_r.value))
+    assert torch.equal(on_mean, plain)
+    assert float(on_head.abs().max()) < 1e-13
+    kernels = NetworkTransitions(CHAIN, Direction.FORWARD, mean, "increment", spread=regression.head)
+    x = b.here[:4]
+    variances = kernels.covariance(1, x).diagonal(x)
+    torch.testing.assert_close(variances, 2 * CHAIN.gammas[1] * best.flatten().expand(4, 6))
+
+
+def test_the_first_kernels_of_a_score_are_sgms_with_the_covariances_that_they_leave():
+    """Nothing is trained. For an exact score of Gaussian data, matched full kernels are the exact reversal, within 6 standard
+    errors sqrt(2/n) of a covariance."""
+    start = HalfBridge(0, PathLaw(NEAR0, half_reference()))
+    field, n = NEAR0.field(ONE), 20_000
+    fixed = NetworkRegressor(*nets(), first=field).fit(start)
+    assert isinstance(fixed, ScoreTransitions)
+    assert fixed.covariances is None
+    matched = NetworkRegressor(*nets(), variance="matched", form="full", covariance_paths=n, first=field).fit(start)
+    exact = gaussian_chain(start.law).backward
+    x = NEAR1.sample(3, 0)
+    for j in range(3):
+        wanted = exact.cov[j]
+        torch.testing.assert_close(matched.mean(j + 1, x), x @ exact.gain[j].mT + exact.offset[j])
+        assert float((matched.covariance(j + 1, x).matrix(x)[0] - wanted).abs().max()) < 6 * math.sqrt(2 / n) * float(
+            wanted.max()
+        )
+
+
+def half_reference():
+    return hb.training.bridge.ReferenceTransitions(ReferenceChain(ONE, 3))
+
+
+def test_warm_starts_go_on_from_the_average_of_the_iterate_before_and_leave_it_as_it_was():
+    forward, backward = nets(dtype=F64)
+    regressor = NetworkRegressor(forward, backward, variance="matched", cache_paths=8,
+                                 settings=hb.training.Settings(steps=3, batch_size=8))  # fmt: skip
+    half = HalfBridge(0, PathLaw(NEAR0, half_reference()))
+    one = regressor.fit(half)
+    kept = {k: v.clone() for k, v in one.net.state_dict().items()}
+    head = {k: v.clone() for k, v in one.spread.state_dict().items()}
+    trainer = regressor.begin(HalfBridge(2, half.law, previous=one))
+    for name, value in trainer.net.state_dict().items():
+        assert torch.equal(value, kept[name])
+    for name, value in trainer.regression.head.state_dict().items():
+        assert torch.equal(value, head[name])
+    for _ in range(3):
+        trainer.advance()
+    two = regressor.finish(trainer)
+    assert all(torch.equal(v, kept[k]) for k, v in one.net.state_dict().items())
+    assert any(not torch.equal(v, kept[k]) for k, v in two.net.state_dict().items())
+    assert not two.net.training
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: NetworkTransitions(CHAIN, Direction.FORWARD, nets()[0], "means"), "`target` = 'means' is not one of"),
+        (lambda: NetworkTransitions(CHAIN, Direction.FORWARD, nets()[0], "score"), "pass teacher="),
+        (lambda: NetworkTransitions(CHAIN, Direction.FORWARD, nets()[0], spread=[Full(torch.eye(2))]), "has 1 covariances; .* 3"),
+        (lambda: VarianceHead(nets()[0], "full"), "`form` = 'full' of a variance that a network gives"),
+        (lambda: Regression("mean", "planar"), "`weighting` = 'planar' is not one of 'kl', 'plain'"),
+        (lambda: NetworkRegressor(*nets(), variance="matched", target="mean"), "pass target='increment'"),
+        (lambda: NetworkRegressor(*nets(), form="ful"), "`form` = 'ful' .*did you mean 'full'"),
+        (lambda: NetworkRegressor(*nets(), cache_paths=0), "`cache_paths` = 0"),
+        (lambda: NetworkRegressor(*nets(), refresh=0), "`refresh` = 0"),
+        (
+            lambda: simulate(NetworkTransitions(CHAIN, Direction.FORWARD, lambda x, t: x[:, :1]), NEAR0.sample(2, 0), 0),
+            r"shape \(2, 1\) for a state of shape \(2, 2\) \(from the forward network\)",
+        ),
+    ],
+)  # fmt: skip
+def test_bad_input_is_named(make, message):
+    with pytest.raises(ValueError, match=message):
+        make()

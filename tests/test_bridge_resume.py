@@ -1,0 +1,131 @@
+"""Runs of bridges that are stopped go on to the same bits; runs that are other runs are refused."""
+
+import csv
+import json
+import signal
+
+import pytest
+import torch
+from bridge_nets import F64, NEAR0, NEAR1, ONE, nets
+
+import halfbridge as hb
+from halfbridge.training import checkpoint
+from halfbridge.training.bridge import Examples, Normal, ReferenceChain, fit_bridge
+from halfbridge.training.interrupts import Interrupted
+
+STEPS, CHAIN = 5, ReferenceChain(ONE, 3)
+KINDS = {
+    "mean": {},
+    "score": {"target": "score", "iterations": 3},
+    "diagonal": {"variance": "matched", "ema_decay": (0.9, 0.5), "accumulate": 2, "warmup": 2, "schedule": "cosine"},
+    "full after a score": {"variance": "matched", "form": "full", "first": NEAR0.field(ONE), "refresh": 2},
+}
+
+
+class Killed(Exception):
+    pass
+
+
+def train(out=None, resume=False, at=None, how=None, seed_of_nets=0, **changes):
+    """at: the step, over all half-bridges, in which `how` is done."""
+
+    def callback(state):
+        if state.step == at:
+            how()
+
+    options = {"iterations": 2, "steps": STEPS, "batch_size": 8, "cache_paths": 8, "monitor_paths": 16, "covariance_paths": 40,
+               "save_every": 3, "log_every": 2, "callback": callback, "start": NEAR0, "end": NEAR1, "reference": CHAIN}  # fmt: skip
+    options |= changes
+    start, end, reference = (options.pop(name) for name in ("start", "end", "reference"))
+    return fit_bridge(*nets(dtype=F64, seed=seed_of_nets), start, end, reference, out=out, resume=resume, **options)
+
+
+def kill():
+    raise Killed
+
+
+def state(out):
+    """The newest checkpoint but for the clock's column of the monitors."""
+    found = checkpoint.read(out / "checkpoints")
+    record = dict(found.record["state"])
+    record["rows"] = [row[:-1] for row in record["rows"]]
+    return found.step, {k: v.numpy().tobytes() for k, v in found.tensors.items()}, json.dumps(record)
+
+
+def rows(path):
+    with open(path, newline="") as file:
+        return [{k: v for k, v in row.items() if k != "seconds"} for row in csv.DictReader(file)]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_run_stopped_in_any_half_bridge_ends_in_the_bits_of_one_never_interrupted(kind, tmp_path):
+    """Stopped by an exception right after steps of all half-bridges, before and after checkpoints, and begun again with networks
+    that start elsewhere: the networks' states, averages, optimisers, covariances, monitors and logs are the same."""
+    whole = train(tmp_path / "whole", **KINDS[kind])
+    out = tmp_path / "killed"
+    attempts = [*([] if "first" in KINDS[kind] else [2, 4, 5]), 7, 8, 10, 13, 20]  # that one does not train the first
+    for i, at in enumerate(attempts):
+        with pytest.raises(Killed):
+            train(out, "auto", at, kill, seed_of_nets=0 if i == 0 else 7 + i, **KINDS[kind])
+    last = train(out, True, seed_of_nets=99, **KINDS[kind])
+    assert state(out) == state(tmp_path / "whole")
+    assert rows(out / "log.csv") == rows(tmp_path / "whole" / "log.csv")
+    assert rows(out / "monitors.csv") == rows(tmp_path / "whole" / "monitors.csv")
+    x = NEAR0.sample(5, 0)
+    for to in ("end", "start"):
+        assert torch.equal(last.translate(x, 1, to=to), whole.translate(x, 1, to=to))
+
+
+@pytest.mark.parametrize("at", [7, 10])
+def test_a_signal_saves_and_says_how_to_go_on(at, tmp_path):
+    """In the middle of a half-bridge, and at its last step, where its kernels are taken first."""
+    whole = train(tmp_path / "whole")
+    with pytest.raises(Interrupted, match=f"stopped by SIGINT after step {at}; .* resume=True goes on with it"):
+        train(tmp_path / "run", at=at, how=lambda: signal.raise_signal(signal.SIGINT))
+    assert checkpoint.steps(tmp_path / "run" / "checkpoints")[-1] == at
+    train(tmp_path / "run", True)
+    assert state(tmp_path / "run") == state(tmp_path / "whole")
+    assert whole.iterate.index == 4
+
+
+def test_a_finished_run_takes_more_iterations_as_if_asked_for_them_at_first(tmp_path):
+    train(tmp_path / "one", iterations=1)
+    more = train(tmp_path / "one", True, iterations=2, seed_of_nets=3, save_every=0)
+    train(tmp_path / "two", iterations=2)
+    assert state(tmp_path / "one") == state(tmp_path / "two")
+    again = train(tmp_path / "one", True, iterations=2)
+    x = NEAR1.sample(5, 0)
+    assert torch.equal(again.translate(x, 1, to="start"), more.translate(x, 1, to="start"))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"reference": ReferenceChain(ONE, 3, "euler")}, r"reference.transitions = 'euler' but was 'exact'"),
+        ({"reference": ReferenceChain(hb.OU(0.4, 1.0, 1.0), 3)}, r"reference.process.theta = 0.4 but was 0.5"),
+        ({"reference": ReferenceChain(ONE, 4)}, "reference.times"),
+        ({"end": Normal((2,), dtype=F64)}, "end.type = 'Normal' but was 'Gaussian'"),
+        ({"end": Examples(NEAR1.sample(50, 0))}, "end.type = 'Examples' but was 'Gaussian'"),
+        ({"start": NEAR1}, "start.sha256"),
+        ({"target": "drift"}, "regression.target = 'drift' but was 'mean'"),
+        ({"cache_paths": 9}, "cache.paths = 9 but was 8"),
+        ({"steps": 6}, "settings.steps = 6 but was 5"),
+        ({"lr": 0.1}, "settings.lr = 0.1 but was 0.001"),
+        ({"monitor_paths": 17}, "monitor_paths = 17 but was 16"),
+    ],
+)  # fmt: skip
+def test_another_run_is_refused(changes, message, begun):
+    with pytest.raises(ValueError, match=f"the run in .* has another configuration: .*{message}"):
+        train(begun, True, **changes)
+
+
+@pytest.fixture(scope="module")
+def begun(tmp_path_factory):
+    out = tmp_path_factory.mktemp("bridges") / "run"
+    train(out, iterations=1, steps=STEPS)
+    return out
+
+
+def test_a_folder_with_a_run_is_not_begun_again(begun):
+    with pytest.raises(FileExistsError, match="holds a run already; pass resume=True"):
+        train(begun)
