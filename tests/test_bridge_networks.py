@@ -107,7 +107,8 @@ def test_a_cache_above_its_limit_goes_to_the_disk_and_says_so(tmp_path):
 def batch(n=7, shape=(2, 3)):
     g = torch.Generator().manual_seed(0)
     here, value = (torch.randn(n, *shape, generator=g, dtype=F64) for _ in range(2))
-    return Batch(here, value, torch.rand(n, generator=g, dtype=F64), 0.1 + torch.rand(n, generator=g, dtype=F64))
+    label, gamma, known = torch.rand(3, n, generator=g, dtype=F64)
+    return Batch(here, value, label, 0.1 + gamma, known)
 
 
 @pytest.mark.parametrize("weighting", ["kl", "plain"])
@@ -167,7 +168,7 @@ def test_the_head_learns_the_mean_square_of_what_the_mean_leaves_and_leaves_the_
     mean, log_r = Constant((2, 3)), Constant((2, 3))
     regression = Regression("increment", head=VarianceHead(log_r, form))
     plain = torch.autograd.grad(Regression("increment")(mean, b).sum(), mean.value)[0]
-    q = (b.value - b.here).square() / (2 * b.gamma)[:, None, None]
+    q = (b.value - b.here).square() / (2 * b.gamma)[:, None, None] + b.known[:, None, None]
     best = q.mean(0) if form == "diagonal" else q.mean().expand(2, 3)
     log_r.value.data.copy_(best.log())
     on_mean, on_head = torch.autograd.grad(regression(mean, b).sum(), (mean.value, log_r.value))

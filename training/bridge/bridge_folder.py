@@ -84,6 +84,8 @@ def describe_bridge(
         "start": _describe_end(start),
         "end": _describe_end(end),
         "regression": {
+            "method": "dsbm" if regressor.matching else "dsb",
+            "coupling": None if regressor.coupling is None else [regressor.coupling.how, regressor.coupling.size],
             "target": regressor.target,
             "variance": regressor.variance,
             "form": regressor.form if regressor.variance == "matched" else None,

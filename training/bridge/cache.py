@@ -7,9 +7,9 @@ import os
 import torch
 from torch import Tensor
 
-from halfbridge.training.bridge.chains import simulate
 from halfbridge.training.bridge.direction import Direction
 from halfbridge.training.bridge.half_bridge import HalfBridge
+from halfbridge.training.bridge.matching import BridgeMatching
 from halfbridge.training.bridge.network import label
 from halfbridge.training.bridge.reference import ReferenceChain
 from halfbridge.training.bridge.regression import Batch
@@ -23,9 +23,10 @@ class TrajectoryCache:
     """`paths` trajectories of N steps in one buffer: paths N rows of (state, what is regressed onto).
 
     For a target that needs no mean of the teacher ("increment") the states are kept, each for both its pairs: (N + 1) paths
-    of them; for the others states and values, 2 N paths. A refresh overwrites all: its paths are refresh paths, ...,
-    (refresh + 1) paths - 1 of the half-bridge, so the contents are a function of the teacher, the seed and `refresh` alone (to
-    the last bit with the same `chunk`, the number simulated at once), and nothing of them need be saved.
+    of them; for the others, and for bridge matching's expected pairs, states and values, 2 N paths. A refresh overwrites
+    all: its paths are refresh paths, ..., (refresh + 1) paths - 1 of the half-bridge, so the contents are a function of the
+    teacher, the seed and `refresh` alone (to the last bit with the same `chunk`, the number simulated at once), and nothing of
+    them need be saved.
 
     where, limit, folder: as of `room.buffer`.
     """
@@ -37,6 +38,7 @@ class TrajectoryCache:
         paths: int,
         target: str,
         *,
+        matching: bool = False,
         where: str = "auto",
         limit: int | None = None,
         folder: str | os.PathLike[str] | None = None,
@@ -44,9 +46,11 @@ class TrajectoryCache:
     ) -> None:
         self.reference, self.paths, self.target, self.chunk = reference, paths, TARGETS[target], chunk
         self.device = like.device
-        count = 2 * reference.steps if self.target.teacher else reference.steps + 1
+        self._pairs = matching or self.target.teacher
+        count = 2 * reference.steps if self._pairs else reference.steps + 1
         self._states = buffer((count, paths, *like.shape[1:]), like.dtype, like.device, where, limit, folder)
         self._gammas = torch.tensor(reference.gammas, dtype=torch.float64, device="cpu")
+        self._known = torch.zeros_like(self._gammas)
         self._direction = Direction.BACKWARD
         self._held: tuple[HalfBridge, int, int] | None = None
 
@@ -65,6 +69,8 @@ class TrajectoryCache:
         if held is not None and held[0] is half and held[1:] == (seed, refresh):
             return
         self._held, self._direction = None, half.direction
+        if isinstance(half, BridgeMatching):
+            self._known = half.left_out() / (2.0 * self._gammas)
         for at in range(0, self.paths, self.chunk):
             self._fill(half, seed, refresh * self.paths + at, at, min(at + self.chunk, self.paths))
         self._held = (half, seed, refresh)
@@ -73,29 +79,30 @@ class TrajectoryCache:
         """The rows, int64 on the CPU: row j paths + p is path p in the interval between x_j and x_{j+1}."""
         interval = torch.div(rows, self.paths, rounding_mode="floor")
         k = interval if self._direction is Direction.FORWARD else interval + 1
-        if self.target.teacher:
+        if self._pairs:
             here, value = rows, rows + len(self)
         else:
             back, forth = rows, rows + self.paths
             here, value = (back, forth) if self._direction is Direction.FORWARD else (forth, back)
         at, onto = (self._rows(index) for index in (here, value))
-        return Batch(at, onto, label(self.reference, k, at), self._gammas[interval])
+        return Batch(at, onto, label(self.reference, k, at), self._gammas[interval], self._known[interval])
 
     def _rows(self, index: Tensor) -> Tensor:
         return self.states[index.to(self._states.device)].to(self.device)
 
     def _fill(self, half: HalfBridge, seed: int, first: int, start: int, stop: int) -> None:
-        here = self._states[:, start:stop]
-        n = stop - start
-        if self.target.teacher:
-            for pair in half.pairs(n, seed, first, means=True):
-                j = half.direction.interval(pair.k)
-                here[j].copy_(pair.here)
-                here[self.reference.steps + j].copy_(self.target.value(pair))
+        held, n = self._states[:, start:stop], stop - start
+        if not self._pairs:
+            if self._states.device == self.device:
+                half.states(n, seed, first, out=held)
+            else:
+                held.copy_(half.states(n, seed, first))
             return
-        law = half.law
-        x = law.begin(n, seed, first, half.index)
-        if self._states.device == self.device:
-            simulate(law.transitions, x, seed, first, half.index, keep=True, out=here)
+        if isinstance(half, BridgeMatching):
+            pairs = half.expected_pairs(n, seed, first)
         else:
-            here.copy_(simulate(law.transitions, x, seed, first, half.index, keep=True))
+            pairs = half.pairs(n, seed, first, means=True)
+        for pair in pairs:
+            j = half.direction.interval(pair.k)
+            held[j].copy_(pair.here)
+            held[self.reference.steps + j].copy_(self.target.value(pair))

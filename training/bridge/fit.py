@@ -16,6 +16,7 @@ from halfbridge.solvers.field import Field
 from halfbridge.solvers.reference.covariance import whole_number
 from halfbridge.training.bridge.bridge_folder import BridgeFolder, describe_bridge
 from halfbridge.training.bridge.bridge_plots import check_plots, plot_monitors, plot_samples
+from halfbridge.training.bridge.couplings import Coupling
 from halfbridge.training.bridge.direction import Direction
 from halfbridge.training.bridge.ends import End, Examples, check_ends
 from halfbridge.training.bridge.ipf import Iterate, reference_iterate
@@ -94,12 +95,15 @@ def fit_bridge(
     end: End | Tensor | Dataset,
     reference: ReferenceChain,
     *,
+    method: str = "dsb",
     iterations: int = 5,
     target: str | None = None,
     variance: str = "fixed",
     form: str = "diagonal",
     weighting: str = "kl",
     first: Field | None = None,
+    coupling: str = "reference",
+    coupling_size: int = 256,
     cache_paths: int = 1024,
     refresh: int | None = None,
     cache: str = "auto",
@@ -126,6 +130,10 @@ def fit_bridge(
                 `NetworkTransitions` for what they stand for. Trained in place; the fit has averaged copies
     start, end  data (m, *shape), a `Dataset`, or a law with sample(n, seed, first): `Examples`, `Normal`, hb.reference.Gaussian
     reference   `ReferenceChain`: the process, and its N steps
+    method      "dsb", or "dsbm": iterative Markovian fitting by bridge matching (Shi et al. 2023) in place of IPF, on the same
+                kernels, caches and monitors
+    coupling    what "dsbm" begins from: "reference" (as DSB does), "independent" pairs of the ends, or, in minibatches of
+                coupling_size, "ot" or "sinkhorn": see `Coupling`
     target, variance, form, weighting, first, cache_paths, refresh, cache, cache_limit, cache_folder, covariance_paths
                 see `NetworkRegressor`
     monitor_paths  paths that each iterate is measured on, see `Monitor`; stop: a `StopRule`
@@ -152,8 +160,10 @@ def fit_bridge(
         raise ValueError(f"{what} goes with a folder; pass it as out=")
     if plots:
         check_plots(laws[0].sample(1, 0))
+    begun = None if coupling == "reference" else Coupling(laws[0], laws[1], reference, coupling, coupling_size)
     regressor = NetworkRegressor(
-        forward_net, backward_net, target=target, variance=variance, form=form, weighting=weighting, settings=settings,
+        forward_net, backward_net, method=method, coupling=begun, target=target, variance=variance, form=form,
+        weighting=weighting, settings=settings,
         cache_paths=cache_paths, refresh=refresh, cache=cache, cache_limit=cache_limit, cache_folder=cache_folder,
         covariance_paths=covariance_paths, first=first, workers=current(),
     )  # fmt: skip

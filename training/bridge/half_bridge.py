@@ -9,7 +9,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from halfbridge.training.bridge.chains import PathLaw, Step
+from halfbridge.training.bridge.chains import PathLaw, Step, simulate
 from halfbridge.training.bridge.direction import Direction
 from halfbridge.training.bridge.reference import ReferenceChain
 from halfbridge.training.bridge.targets import Pair
@@ -40,6 +40,11 @@ class HalfBridge:
     def direction(self) -> Direction:
         """Of the kernels to be fitted."""
         return self.law.transitions.direction.other
+
+    def states(self, n: int, seed: int, first: int = 0, *, out: Tensor | None = None) -> Tensor:
+        """Paths first, ..., first + n - 1 of the teacher whole, (N + 1, n, *shape), entry k being x_k; in `out` where given."""
+        x = self.law.begin(n, seed, first, self.index)
+        return simulate(self.law.transitions, x, seed, first, self.index, keep=True, out=out)
 
     def pairs(self, n: int, seed: int, first: int = 0, *, means: bool) -> Iterator[Pair]:
         """Paths first, ..., first + n - 1 of the teacher, as one Pair a step in the order of simulation.

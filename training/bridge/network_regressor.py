@@ -11,11 +11,14 @@ import torch
 
 from halfbridge.kernels.philox import integer
 from halfbridge.solvers.field import Field
+from halfbridge.solvers.nearest import nearest
 from halfbridge.training.bridge.cache import TrajectoryCache
+from halfbridge.training.bridge.couplings import Coupling
 from halfbridge.training.bridge.covariances import Covariance, check_form, pack, unpack
 from halfbridge.training.bridge.direction import Direction
 from halfbridge.training.bridge.half_bridge import HalfBridge
 from halfbridge.training.bridge.half_trainer import HalfBridgeTrainer
+from halfbridge.training.bridge.matching import BridgeMatching
 from halfbridge.training.bridge.network import NetworkTransitions, VarianceHead
 from halfbridge.training.bridge.reference import ReferenceChain
 from halfbridge.training.bridge.regression import Regression, check_weighting
@@ -28,6 +31,7 @@ from halfbridge.training.workers import ALONE, Workers
 
 __all__ = ["NetworkRegressor"]
 
+METHODS = ("dsb", "dsbm")
 RESIDUALS = 1 << 39  # the first path of those that covariances are estimated from, far from the paths trained on
 
 
@@ -47,6 +51,10 @@ class NetworkRegressor:
     settings    `training.Settings`; steps and schedule are those of each half-bridge
     cache_paths trajectories of a cache; refresh: steps between refreshes, default as many as see each row once
     cache, cache_limit, cache_folder  "auto", "memory" or "disk": where the cache is, see `room.buffer`
+    method      "dsb": IPF on simulated pairs (De Bortoli et al. 2021). "dsbm": bridge matching, see `BridgeMatching` (Shi et al.
+                2023), with the target "increment", regressed onto its conditional means given the far end
+    coupling    what bridge matching begins from: a `Coupling`, or None for the reference's own (x_0, x_N), whose x_N has not the
+                law of the end yet
     first       a score field of the reference's process, trained or exact: the first backward kernels are made from it and not
                 trained (`ScoreTransitions`). The first half-bridge is SGM; without, it is trained like the others
 
@@ -69,11 +77,28 @@ class NetworkRegressor:
         cache_limit: int | None = None,
         cache_folder: str | os.PathLike[str] | None = None,
         covariance_paths: int = 16384,
+        method: str = "dsb",
+        coupling: Coupling | None = None,
         first: Field | None = None,
         workers: Workers = ALONE,
     ) -> None:
-        self.target = target or ("mean" if variance == "fixed" else "increment")
+        if method not in METHODS:
+            raise ValueError(f"`method` = {method!r} is no way to a bridge; {nearest(method, METHODS)}")
+        self.matching = method == "dsbm"
+        self.target = target or ("mean" if variance == "fixed" and not self.matching else "increment")
         check_target(self.target, variance)
+        if self.matching and self.target != "increment":
+            raise ValueError(
+                f"`target` = {target!r} is one of method='dsb'; bridge matching has 'increment' alone, leave it out"
+            )
+        if coupling is not None and (not self.matching or first is not None):
+            other = (
+                "method='dsb', which begins from the reference"
+                if not self.matching
+                else "first=, which makes the first kernels"
+            )
+            raise ValueError(f"`coupling` has no part in {other}; leave one of them out")
+        self.coupling = coupling
         check_form(form)
         check_weighting(weighting)
         self.variance, self.form, self.weighting = variance, form, weighting
@@ -117,6 +142,9 @@ class NetworkRegressor:
 
     def begin(self, half: HalfBridge) -> HalfBridgeTrainer:
         """The training of a half-bridge, at its step 0."""
+        if self.matching:
+            coupling = self.coupling if half.index == 0 else None
+            half = BridgeMatching(half.index, half.law, half.previous, coupling)
         net, head, before = self.nets[half.direction], self.heads[half.direction], half.previous
         if isinstance(before, NetworkTransitions):
             net.load_state_dict(before.net.state_dict())
@@ -178,6 +206,7 @@ class NetworkRegressor:
                 like,
                 self.cache_paths,
                 self.target,
+                matching=self.matching,
                 where=self._where,
                 limit=self._limit,
                 folder=self._folder,

@@ -27,6 +27,9 @@ class Batch(NamedTuple):
     """The time of x_k, (batch,), as networks take it."""
     gamma: Tensor
     """The step sizes, (batch,) float64."""
+    known: Tensor
+    """What `value`, being an expectation, leaves out of the spread of the next state, over 2 gamma, (batch,) float64: 0 but for
+    bridge matching."""
 
 
 class Regression(torch.nn.Module):
@@ -38,7 +41,7 @@ class Regression(torch.nn.Module):
                 KL between chains up to a constant, whatever the target, and a step's noise alone makes it 1.
                 "plain": w = 1, the squared error of the target itself, as De Bortoli et al. 2021 write eqs 12 and 13. The same
                 where all step sizes are equal, up to a factor
-    head        log r at `here` by (log r + q/r)/2, q = (there - M(here))^2/(2 gamma) with M detached. Its minimiser is
+    head        log r at `here` by (log r + q/r)/2, q = (value - M(here))^2/(2 gamma) + known, M detached. Its minimiser is
                 E[q | here], that of the squared error in NPR-DPM (Bao et al. 2022b), for any M: the best variance for the mean
                 as it is. But it weighs errors as KL between kernels does, relative to r, so that small ones are learned too
     """
@@ -57,7 +60,7 @@ class Regression(torch.nn.Module):
         loss: Tensor = self._weight(batch.gamma).to(here) * (learned - value).square().flatten(1).mean(1)
         if self.head is None:
             return loss
-        ratio = (value - learned.detach()).square() / (2.0 * gamma)
+        ratio = (value - learned.detach()).square() / (2.0 * gamma) + batch.known.to(here).view_as(gamma)
         log_r = self.head(here, batch.label)
         likely: Tensor = log_r + ratio * (-log_r).exp()
         return loss + 0.5 * likely.flatten(1).mean(1)

@@ -1,0 +1,114 @@
+"""Bridge matching: the pairs of a half-bridge from the reference held at both ends (DSBM; Shi et al. 2023)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from halfbridge.kernels import Noise, combine
+from halfbridge.training.bridge.chains import path_index, simulate
+from halfbridge.training.bridge.couplings import Coupling
+from halfbridge.training.bridge.direction import Direction
+from halfbridge.training.bridge.half_bridge import HalfBridge
+from halfbridge.training.bridge.reference import ReferenceChain
+from halfbridge.training.bridge.targets import Pair
+
+__all__ = ["BridgeMatching", "Weights", "held_at_end", "held_at_start"]
+
+
+@dataclass(frozen=True)
+class BridgeMatching(HalfBridge):
+    """A half-step of iterative Markovian fitting: (x_0, x_N) from pi^n, the path between them from the reference held at both,
+    and kernels of the other direction fitted to that. Both ends keep their laws at every iterate.
+
+    coupling   of the ends, in place of pi^n's own: a `Coupling`, for the first half-step
+    Its minimiser is E[x_next | x_k] under the mixture of held references, its limit the Schrödinger bridge, as of IPF.
+    """
+
+    coupling: Coupling | None = None
+
+    def ends(self, n: int, seed: int, first: int = 0) -> tuple[Tensor, Tensor]:
+        """x_0 and x_N of the paths first, ..., first + n - 1, (n, *shape) each."""
+        if self.coupling is not None:
+            return self.coupling.sample(n, seed, first)
+        x = self.law.begin(n, seed, first, self.index)
+        far = simulate(self.law.transitions, x, seed, first, self.index)
+        return (x, far) if self.law.transitions.direction is Direction.FORWARD else (far, x)
+
+    def states(self, n: int, seed: int, first: int = 0, *, out: Tensor | None = None) -> Tensor:
+        x0, xN = self.ends(n, seed, first)
+        steps, index = self.reference.steps, path_index(self.index, first)
+        path = torch.empty(steps + 1, *x0.shape, dtype=x0.dtype, device=x0.device) if out is None else out
+        path[0].copy_(x0)
+        path[steps].copy_(xN)
+        with torch.no_grad():
+            for k in range(steps - 1):
+                w = held_at_end(self.reference, k, k + 1)
+                noise = Noise(math.sqrt(w.variance), seed, steps + 1 + k, index)
+                combine([path[k], path[steps]], [w.here, w.end], noise=noise, out=path[k + 1])
+        return path
+
+    def pairs(self, n: int, seed: int, first: int = 0, *, means: bool) -> Iterator[Pair]:
+        """As of `HalfBridge`, but for the teacher's means, which matching has no use for: ValueError."""
+        if means:
+            raise ValueError("bridge matching regresses onto 'increment', which needs no teacher's means")
+        path = self.states(n, seed, first)
+        for k in reversed(self.direction.leaves(self.reference.steps)):
+            gamma = self.reference.gamma(self.direction, k)
+            yield Pair(k, path[k], path[self.direction.arrives(k)], None, None, gamma)
+
+    def expected_pairs(self, n: int, seed: int, first: int = 0) -> Iterator[Pair]:
+        """`pairs` with E[there | here, x_N] (forward kernels) or E[there | here, x_0] (backward) in place of `there`: the same
+        regression with far less noise, gamma O(1) instead of the step's sqrt(2 gamma). Of the kernel's covariance they leave out
+        `left_out` times I."""
+        path = self.states(n, seed, first)
+        far = path[-1] if self.direction is Direction.FORWARD else path[0]
+        for k in self.direction.leaves(self.reference.steps):
+            w = self._held(k)
+            there = combine([path[k], far], [w.here, w.end])
+            yield Pair(k, path[k], there, None, None, self.reference.gamma(self.direction, k))
+
+    def left_out(self) -> Tensor:
+        """The variance of x_next given x_k and the far end, for each interval, (N,) float64."""
+        ways = sorted(self.direction.leaves(self.reference.steps))
+        return torch.tensor([self._held(k).variance for k in ways], dtype=torch.float64, device="cpu")
+
+    def _held(self, k: int) -> Weights:
+        held = held_at_end if self.direction is Direction.FORWARD else held_at_start
+        return held(self.reference, k, self.direction.arrives(k))
+
+
+@dataclass(frozen=True)
+class Weights:
+    """x_there | x_here, the end ~ N(here x_here + end x_end, variance I)."""
+
+    here: float
+    end: float
+    variance: float
+
+
+def held_at_end(reference: ReferenceChain, k: int, j: int) -> Weights:
+    """x_j given x_k and x_N, k < j: r w/V, A v/V, v w/V with (r, v) from k to j, (A, w) from j to N and V = A^2 v + w."""
+    (r, v), (gain, w) = _between(reference, k, j), _between(reference, j, reference.steps)
+    whole = gain**2 * v + w
+    return Weights(r * w / whole, gain * v / whole, v * w / whole)
+
+
+def held_at_start(reference: ReferenceChain, k: int, j: int) -> Weights:
+    """x_j given x_k and x_0, j < k: r v/V, a w/V, v w/V with (a, v) from 0 to j, (r, w) from j to k and V = r^2 v + w."""
+    (a, v), (r, w) = _between(reference, 0, j), _between(reference, j, k)
+    whole = r**2 * v + w
+    return Weights(r * v / whole, a * w / whole, v * w / whole)
+
+
+def _between(reference: ReferenceChain, i: int, j: int) -> tuple[float, float]:
+    """x_j | x_i ~ N(gain x_i, variance I) along the reference chain."""
+    gain, variance = 1.0, 0.0
+    for k in range(i, j):
+        r = reference.gains[k]
+        gain, variance = r * gain, r**2 * variance + 2.0 * reference.gammas[k]
+    return gain, variance
