@@ -224,6 +224,30 @@ def test_warm_starts_go_on_from_the_average_of_the_iterate_before_and_leave_it_a
     assert not two.net.training
 
 
+def test_training_sees_each_row_once_a_pass_and_paths_anew_each_refresh(monkeypatch):
+    """3 steps of 8 rows are a pass over 8 paths of 3 steps; the passes of the next half-bridge are in another order."""
+    held, seen = [], []
+    hold, rows = TrajectoryCache.hold, TrajectoryCache.batch
+    monkeypatch.setattr(TrajectoryCache, "hold", lambda *a: (held.append(a[1:]), hold(*a))[1])
+    monkeypatch.setattr(TrajectoryCache, "batch", lambda *a: (seen.append(a[1]), rows(*a))[1])
+    settings = hb.training.Settings(steps=6, batch_size=8, seed=4)
+    for refresh, expected in ((None, [0, 0, 0, 1, 1, 1]), (2, [0, 0, 1, 1, 2, 2])):
+        held.clear()
+        seen.clear()
+        regressor = NetworkRegressor(*nets(dtype=F64), cache_paths=8, refresh=refresh, settings=settings)
+        half = HalfBridge(0, PathLaw(NEAR0, half_reference()))
+        regressor.fit(half)
+        assert [(at is half, seed, number) for at, seed, number in held] == [(True, 4, number) for number in expected]
+        passes = [torch.cat(seen[i : i + 3]) for i in (0, 3)]
+        assert all(torch.equal(one.sort().values, torch.arange(24)) for one in passes)
+        regressor.fit(
+            HalfBridge(
+                1, PathLaw(NEAR1, NetworkTransitions(half.reference, Direction.BACKWARD, awake(nets(dtype=F64)[0])))
+            )
+        )
+        assert not torch.equal(torch.cat(seen[6:9]), passes[0])
+
+
 @pytest.mark.parametrize(
     ("make", "message"),
     [
