@@ -114,6 +114,29 @@ def test_trajectories_are_the_chain_and_between_its_times_the_reference_held_at_
     torch.testing.assert_close(other.flip(0), some[:, :5])
 
 
+def test_a_state_between_two_of_the_chain_is_drawn_from_the_references_conditional_law():
+    """Exactly: weights by conditioning a joint Gaussian, the noise that of the time's place among those asked for."""
+    made, x = bridge(4, 2), NEAR0.sample(5, 1)
+    path = made.trajectories(x, 3)
+    at = made.trajectories(x, 3, times=[0.1, 0.3, 0.4])
+    (r1, v1), (r2, v2) = ONE.transition(0.3, 0.4), ONE.transition(0.4, 0.5)
+    for t, here, (r, v), (gain, w), count in (
+        (1, path[1], ONE.transition(0.25, 0.3), ONE.transition(0.3, 0.5), 2),
+        (2, at[1], (r1, v1), (r2, v2), 3),
+    ):
+        s = 3.0  # of the state before, which drops out
+        joint = np.array(
+            [[s, r * s, gain * r * s], [0, r**2 * s + v, gain * (r**2 * s + v)], [0, 0, gain**2 * (r**2 * s + v) + w]]
+        )
+        joint = np.triu(joint) + np.triu(joint, 1).T
+        weights = joint[1, [0, 2]] @ np.linalg.inv(joint[np.ix_([0, 2], [0, 2])])
+        left = joint[1, 1] - weights @ joint[[0, 2], 1]
+        z = hb.kernels.normal((5, 2), 3, 4 + count, dtype=F64)
+        torch.testing.assert_close(
+            at[t], weights[0] * here + weights[1] * path[2] + left**0.5 * z, rtol=1e-9, atol=1e-9
+        )
+
+
 def test_the_last_steps_noise_can_be_left_out():
     made, x = bridge(4), NEAR0.sample(4, 3)
     path = made.trajectories(x, 1)
