@@ -10,7 +10,7 @@ from bridge_nets import F64, NEAR0, NEAR1, ONE, nets
 
 import halfbridge as hb
 from halfbridge.training import checkpoint
-from halfbridge.training.bridge import Examples, Normal, ReferenceChain, fit_bridge
+from halfbridge.training.bridge import Examples, Normal, ReferenceChain, fit_bridge, load_bridge
 from halfbridge.training.interrupts import Interrupted
 
 STEPS, CHAIN = 5, ReferenceChain(ONE, 3)
@@ -97,6 +97,36 @@ def test_a_finished_run_takes_more_iterations_as_if_asked_for_them_at_first(tmp_
     again = train(tmp_path / "one", True, iterations=2)
     x = NEAR1.sample(5, 0)
     assert torch.equal(again.translate(x, 1, to="start"), more.translate(x, 1, to="start"))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_bridge_is_read_back_from_its_folder_in_the_same_bits(kind, tmp_path):
+    made = train(tmp_path / "run", **KINDS[kind])
+    found = load_bridge(tmp_path / "run")
+    assert found.reference == CHAIN
+    for to in ("end", "start"):
+        x = NEAR0.sample(5, 0)
+        assert torch.equal(found.translate(x, 1, to=to), made.translate(x, 1, to=to))
+    assert not any(p.requires_grad for p in found.forward.net.parameters())
+
+
+def test_a_bridge_that_cannot_be_read_back_says_what_to_pass(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"is no run's folder: it has no config\.json"):
+        load_bridge(tmp_path)
+    out = tmp_path / "run"
+    with pytest.raises(Killed):
+        train(out, at=2, how=kill)
+    with pytest.raises(ValueError, match="has finished no half-bridge yet"):
+        load_bridge(out)
+    train(out, True, iterations=1)
+    with pytest.raises(
+        ValueError, match=r"forward_net of the run in .* is of another architecture: 'time\.frequencies' is .4. there"
+    ):
+        load_bridge(out, forward_net=nets(hidden=6, dtype=F64)[0])
+    score = tmp_path / "score"
+    hb.training.fit_score(nets()[0], NEAR0.sample(8, 0).float(), hb.VP(), steps=1, batch_size=4, out=score)
+    with pytest.raises(ValueError, match=r"is not of fit_bridge; halfbridge\.training\.load reads those of fit_score"):
+        load_bridge(score)
 
 
 @pytest.mark.parametrize(

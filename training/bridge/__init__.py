@@ -10,7 +10,9 @@ estimates                 KL between chains and energies, from paths
 network, regression       kernels that are networks, and the loss that trains them
 cache, room               trajectories to train on, in memory or on the disk
 half_trainer, network_regressor   one half-bridge's training; the regressor that trains networks
-run, monitors, fit        `fit_bridge`: a run, what is measured of it, its folder (bridge_folder) and pictures (bridge_plots)
+matching, couplings       bridge matching: the reference held at both ends; couplings of them
+run, monitors, fit        `fit_bridge`: a run, what is measured of it, its folder (bridge_folder) and pictures (bridge_plots);
+                          bridge_saved: a bridge read back
 views                     a bridge in use: translations, trajectories, drifts, flows
 
 One index rules: a step, its kernel and its network label are called by the k of the state x_k that the step leaves, in both
@@ -25,7 +27,9 @@ Gaussians the affine one makes the loop exact:
 from halfbridge.training.bridge import gammas
 from halfbridge.training.bridge.affine import AffineTransitions, affine_of, gaussian_chain
 from halfbridge.training.bridge.affine_regressor import AffineRegressor
+from halfbridge.training.bridge.bridge_saved import load_bridge
 from halfbridge.training.bridge.chains import PathLaw, Step, path_index, simulate, walk
+from halfbridge.training.bridge.couplings import Coupling
 from halfbridge.training.bridge.covariances import Covariance, Diagonal, Full, Isotropic
 from halfbridge.training.bridge.direction import Direction
 from halfbridge.training.bridge.ends import End, Examples, Normal
@@ -33,6 +37,7 @@ from halfbridge.training.bridge.estimates import Estimate, path_energy, path_kl
 from halfbridge.training.bridge.fit import BridgeFit, BridgeState, fit_bridge
 from halfbridge.training.bridge.half_bridge import HalfBridge, Regressor
 from halfbridge.training.bridge.ipf import Iterate, ipf, reference_iterate
+from halfbridge.training.bridge.matching import BridgeMatching
 from halfbridge.training.bridge.monitors import Monitor, StopRule
 from halfbridge.training.bridge.network import NetworkTransitions, VarianceHead
 from halfbridge.training.bridge.network_regressor import NetworkRegressor
@@ -52,11 +57,11 @@ from halfbridge.training.bridge.transitions import Drawn, ReferenceTransitions, 
 from halfbridge.training.bridge.views import Bridge
 
 __all__ = [
-    "TARGETS", "AffineRegressor", "AffineTransitions", "Bridge", "BridgeFit", "BridgeState", "Covariance",
-    "Diagonal", "Direction", "Drawn", "End", "Estimate", "Examples", "Full", "HalfBridge", "Isotropic", "Iterate",
-    "Monitor", "NetworkRegressor", "NetworkTransitions", "Normal", "Pair", "PathLaw", "ReferenceChain",
-    "ReferenceTransitions", "Regressor", "ScoreTransitions", "Step", "StopRule", "Sum", "Target", "Transitions",
-    "VarianceHead", "affine_of", "drift_matching", "fit_bridge", "gammas", "gaussian_chain", "increment", "ipf",
-    "mean_matching", "path_energy", "path_index", "path_kl", "reference_iterate", "residual_covariances",
-    "score_matching", "simulate", "variance_ratio", "walk",
+    "TARGETS", "AffineRegressor", "AffineTransitions", "Bridge", "BridgeFit", "BridgeMatching", "BridgeState",
+    "Coupling", "Covariance", "Diagonal", "Direction", "Drawn", "End", "Estimate", "Examples", "Full", "HalfBridge",
+    "Isotropic", "Iterate", "Monitor", "NetworkRegressor", "NetworkTransitions", "Normal", "Pair", "PathLaw",
+    "ReferenceChain", "ReferenceTransitions", "Regressor", "ScoreTransitions", "Step", "StopRule", "Sum", "Target",
+    "Transitions", "VarianceHead", "affine_of", "drift_matching", "fit_bridge", "gammas", "gaussian_chain",
+    "increment", "ipf", "load_bridge", "mean_matching", "path_energy", "path_index", "path_kl", "reference_iterate",
+    "residual_covariances", "score_matching", "simulate", "variance_ratio", "walk",
 ]  # fmt: skip

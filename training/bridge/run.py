@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -15,10 +15,12 @@ from halfbridge.training.bridge.ipf import Iterate
 from halfbridge.training.bridge.monitors import Monitor, Monitored, Monitors
 from halfbridge.training.bridge.network import NetworkTransitions
 from halfbridge.training.bridge.network_regressor import NetworkRegressor
+from halfbridge.training.bridge.reference import ReferenceChain
+from halfbridge.training.bridge.transitions import ReferenceTransitions, Transitions
 from halfbridge.training.log import SMOOTHED
 from halfbridge.training.trainer import NotFinite, Step
 
-__all__ = ["BridgeRun"]
+__all__ = ["BridgeRun", "restore"]
 
 KEPT = 3
 """Iterates in a checkpoint, unless kernels call those of all iterates before."""
@@ -27,8 +29,8 @@ KEPT = 3
 class BridgeRun:
     """The newest iterate, the training of the next one, and the lines and losses so far.
 
-    now: pi^n. before: pi^{n-1}, which is gone back to where pi^n's own chain turns out not to be finite. trainer: of the
-    half-bridge from pi^n, None between two. stopped: why the run ended, None while it goes on.
+    iterates: pi^0 and the last KEPT, or all where kernels call those of all before. now: pi^n, the newest. trainer: of the
+    half-bridge from pi^n, None between two. stopped: why the run ended, None while it goes on; diverged: whether so.
     """
 
     def __init__(self, begin: Iterate, regressor: NetworkRegressor, monitors: Monitors) -> None:
@@ -85,6 +87,8 @@ class BridgeRun:
             self._diverge(str(error))
             return None
         self.iterates.append(after)
+        if self.regressor.target != "score":
+            del self.iterates[1:-KEPT]
         self.rows.append(measured.row)
         self.losses.append(losses)
         self.trainer = None
@@ -98,8 +102,7 @@ class BridgeRun:
 
     def state(self) -> dict[str, Any]:
         """All that the rest of the run depends on, but for the call's arguments."""
-        target = self.regressor.target
-        kept = self.iterates[1:] if target == "score" else self.iterates[1:][-KEPT:]
+        kept = self.iterates[1:]
         trained = {
             way
             for it in self.iterates
@@ -126,18 +129,35 @@ class BridgeRun:
             for way, weights in state[name].items():
                 module: Any = modules[Direction(way)]
                 module.load_state_dict(weights)
-        for saved in state["iterates"]:
-            # of the iterates before only what later ones need is there: the kernels of the other direction, or all teachers
-            index, last = saved["index"], self.iterates[-1]
-            way = Direction.BACKWARD if index % 2 else Direction.FORWARD
-            kernels = regressor.restore(last.reference, way, last.law.transitions, saved)
-            forward, backward = (kernels, last.backward) if way is Direction.FORWARD else (last.forward, kernels)
-            self.iterates.append(Iterate(index, last.start, last.end, forward, backward))
+        first = self.iterates[0]
+        restored = restore(regressor, first.reference, state["iterates"])
+        self.iterates += [Iterate(it.number, first.start, first.end, it.forward, it.backward) for it in restored]
         self.rows = [Monitor(*row) for row in state["rows"]]
         self.losses = list(state["losses"])
         if state["trainer"] is not None:
             self.trainer = regressor.begin(self.now.half_bridge)
             self.trainer.load(state["trainer"], step - self.now.index * regressor.settings.steps)
+
+
+class Restored(NamedTuple):
+    """pi^number without its end laws: the kernels as of `Iterate`."""
+
+    number: int
+    forward: Transitions
+    backward: Transitions | None
+
+
+def restore(regressor: NetworkRegressor, reference: ReferenceChain, saved: list[dict[str, Any]]) -> list[Restored]:
+    """The iterates of a `BridgeRun.state`. Of those before the first there is only what later ones need: with the target "score",
+    whose kernels call all their teachers, none is left out."""
+    forward: Transitions = ReferenceTransitions(reference)
+    teacher, backward, made = forward, None, []
+    for one in saved:
+        way = Direction.BACKWARD if one["index"] % 2 else Direction.FORWARD
+        teacher = regressor.restore(reference, way, teacher, one)
+        forward, backward = (teacher, backward) if way is Direction.FORWARD else (forward, teacher)
+        made.append(Restored(one["index"], forward, backward))
+    return made
 
 
 def _kernels(iterate: Iterate) -> dict[Direction, Any]:
