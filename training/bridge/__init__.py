@@ -11,8 +11,8 @@ network, regression       kernels that are networks, and the loss that trains th
 cache, room               trajectories to train on, in memory or on the disk
 half_trainer, network_regressor   one half-bridge's training; the regressor that trains networks
 matching, couplings       bridge matching: the reference held at both ends; couplings of them
-run, monitors, fit        `fit_bridge`: a run, what is measured of it, its folder (bridge_folder) and pictures (bridge_plots);
-                          bridge_saved: a bridge read back
+run, monitors, fit        `fit_bridge`: a run (its loop in bridge_loop), what is measured of it, its folder
+                          (bridge_folder) and pictures (bridge_plots); bridge_saved: a bridge read back
 views                     a bridge in use: translations, trajectories, drifts, flows
 
 One index rules: a step, its kernel and its network label are called by the k of the state x_k that the step leaves, in both

@@ -3,60 +3,32 @@
 from __future__ import annotations
 
 import os
-import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
-from tqdm.auto import tqdm
 
 from halfbridge.solvers.field import Field
 from halfbridge.solvers.reference.covariance import whole_number
 from halfbridge.training.bridge.bridge_folder import BridgeFolder, describe_bridge
-from halfbridge.training.bridge.bridge_plots import check_plots, plot_monitors, plot_samples
+from halfbridge.training.bridge.bridge_loop import BridgeLoop, BridgeState
+from halfbridge.training.bridge.bridge_plots import check_plots
 from halfbridge.training.bridge.couplings import Coupling
-from halfbridge.training.bridge.direction import Direction
 from halfbridge.training.bridge.ends import End, Examples, check_ends
 from halfbridge.training.bridge.ipf import Iterate, reference_iterate
-from halfbridge.training.bridge.monitors import Monitor, Monitored, Monitors, StopRule, table
+from halfbridge.training.bridge.monitors import Monitors, StopRule
 from halfbridge.training.bridge.network_regressor import NetworkRegressor
 from halfbridge.training.bridge.reference import ReferenceChain
 from halfbridge.training.bridge.run import BridgeRun
 from halfbridge.training.bridge.views import Bridge
 from halfbridge.training.data import Dataset
-from halfbridge.training.durable import write_file
 from halfbridge.training.folder import Resume
-from halfbridge.training.interrupts import Asked, Interrupted, watch
-from halfbridge.training.log import SMOOTHED, Log, Row
 from halfbridge.training.settings import Settings
-from halfbridge.training.trainer import Step, training_mode
 from halfbridge.training.workers import Workers, current
 
 __all__ = ["BridgeFit", "BridgeState", "fit_bridge"]
-
-
-class BridgeState(NamedTuple):
-    """What a callback is told after each step."""
-
-    iterate: int
-    """n: the half-bridge in training is that from pi^n to pi^{n+1}."""
-    direction: str
-    """Of the kernels in training."""
-    step: int
-    """Steps done over all half-bridges."""
-    loss: float
-    """Mean loss of the step's batch."""
-    smoothed: float
-    """Mean of the last 100 losses of the half-bridge."""
-    gradient_norm: float
-    """Before clipping."""
-    lr: float
-    seconds: float
-    """Time in training."""
-    monitors: list[Monitor]
-    """Of the iterates so far."""
 
 
 class BridgeFit(Bridge):
@@ -178,7 +150,7 @@ def fit_bridge(
         at = _open(folder, resume, regressor.workers)
         if at is not None:
             run.load(folder.read(at), at)
-    _Loop(run, folder, plots, progress, callback).all(2 * iterations, stop or StopRule())
+    BridgeLoop(run, folder, plots, progress, callback).all(2 * iterations, stop or StopRule())
     return BridgeFit(run, None if folder is None else folder.path)
 
 
@@ -227,127 +199,3 @@ def _check(
         )
     if first is not None and first.process != reference.process:
         raise ValueError(f"`first` belongs to {first.process!r}, but the reference is {reference.process!r}")
-
-
-class _Loop:
-    """A run with its log, checkpoints, pictures, progress and signals."""
-
-    def __init__(
-        self,
-        run: BridgeRun,
-        folder: BridgeFolder | None,
-        plots: bool,
-        progress: bool,
-        callback: Callable[[BridgeState], Any] | None,
-    ) -> None:
-        self.run, self.folder, self.plots, self.callback = run, folder, plots, callback
-        self.settings, self.workers = run.regressor.settings, run.regressor.workers
-        self.log: Log | None = None
-        self.show = progress and self.workers.first
-
-    def all(self, half_bridges: int, stop: StopRule) -> None:
-        run, folder = self.run, self.folder
-        with watch(folder is not None) as asked:
-            if folder is not None:
-                self.save()
-                self.log = self.workers.once(
-                    lambda: Log(folder.path, after=run.step, tensorboard=self.settings.tensorboard)
-                )
-                self.workers.once(lambda: write_file(folder.path / "monitors.csv", table(run.rows).encode()))
-            before = 0.0 if self.log is None else self.log.seconds
-            self.started = time.perf_counter() - before
-            total = half_bridges * self.settings.steps
-            with tqdm(total=total, initial=min(run.step, total), unit="step", disable=not self.show) as bar:
-                self.bar = bar
-                try:
-                    while run.stopped is None:
-                        run.stopped = stop.reason(run.rows)
-                        if run.stopped is None and run.now.index >= half_bridges:
-                            run.stopped = "iterations"
-                        if run.stopped is None:
-                            self.half_bridge(asked)
-                finally:
-                    if self.log is not None:
-                        self.log.close()
-
-    def half_bridge(self, asked: Asked) -> None:
-        run, trainer, stop = self.run, self.run.begin(), False
-        if trainer is not None:
-            with training_mode(trainer.model, trainer.device):
-                while trainer.step < self.settings.steps:
-                    done = run.advance(asked.signal is not None)
-                    if done is None:
-                        if run.trainer is not None:
-                            self.save()
-                        return
-                    self.told(done)
-                    stop = done.stop or (self.workers.count == 1 and asked.signal is not None)
-                    if stop and trainer.step < self.settings.steps:
-                        self.interrupt(asked)
-        measured = run.finish(time.perf_counter() - self.started)
-        if measured is not None:
-            self.write(measured)
-        if stop:
-            self.interrupt(asked)
-
-    def told(self, done: Step) -> None:
-        """Log, callback, progress and checkpoint of a step."""
-        run, settings, trainer = self.run, self.settings, self.run.trainer
-        assert trainer is not None
-        recent = trainer.losses[max(0, trainer.step - SMOOTHED) : trainer.step].mean().item()
-        seconds = time.perf_counter() - self.started
-        row = Row(run.step, done.loss, recent, done.gradient_norm, done.lr, seconds, run.step * settings.batch_size)
-        last = trainer.step == settings.steps
-        if self.log is not None and (last or run.step % settings.log_every == 0):
-            self.log.row(row)
-        if self.callback is not None:
-            half = trainer.half
-            state = BridgeState(half.index, half.direction.value, *row[:6], list(run.rows))
-            self.callback(state)
-        self.bar.update()
-        if not self.bar.disable:
-            self.bar.set_description(
-                f"half-bridge {trainer.half.index + 1}, {trainer.half.direction.value}", refresh=False
-            )
-            self.bar.set_postfix(loss=f"{recent:.4g}", refresh=False)
-        if self.folder is not None and not last and settings.save_every and run.step % settings.save_every == 0:
-            self.save()
-
-    def interrupt(self, asked: Asked) -> None:
-        if self.folder is None:
-            return
-        self.save()
-        name = "a signal" if asked.signal is None else asked.signal.name
-        raise Interrupted(
-            f"stopped by {name} after step {self.run.step}; the run is saved in {self.folder.path}: resume=True goes on with it"
-        )
-
-    def write(self, measured: Monitored) -> None:
-        """The lines, pictures and checkpoint of an iterate."""
-        if self.folder is None:
-            return
-        path, run = self.folder.path, self.run
-
-        def act() -> None:
-            write_file(path / "monitors.csv", table(run.rows).encode())
-            if self.plots:
-                plot_monitors(run.rows, run.losses, path / "monitors.png", run.monitors.floors())
-                way = Direction(measured.row.direction)
-                name = f"{measured.row.iterate:03d}-{way.value}.png"
-                plot_samples(measured.samples, run.monitors.law_at_the_end(way), path / "samples" / name)
-
-        self.workers.once(act)
-        self.save()
-
-    def save(self) -> None:
-        """A checkpoint, where there is a folder."""
-        folder, run = self.folder, self.run
-        if folder is None:
-            return
-
-        def act() -> None:
-            if self.log is not None:
-                self.log.sync()
-            folder.write(run.state(), run.step)
-
-        self.workers.once(act)
