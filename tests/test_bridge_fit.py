@@ -193,7 +193,7 @@ def test_plots_and_tables_are_written(tmp_path):
     files = sorted(
         str(p.relative_to(tmp_path / "run")) for p in (tmp_path / "run").rglob("*.*") if "checkpoints" not in p.parts
     )
-    assert files == ["config.json", "log.csv", "monitors.csv", "monitors.png", "samples/001-backward.png", "samples/002-forward.png",
+    assert files == [".lock", "config.json", "log.csv", "monitors.csv", "monitors.png", "samples/001-backward.png", "samples/002-forward.png",
                      "samples/003-backward.png", "samples/004-forward.png"]  # fmt: skip
     with open(tmp_path / "run" / "monitors.csv", newline="") as file:
         rows = list(csv.DictReader(file))

@@ -3,6 +3,7 @@
 import csv
 import json
 import signal
+from unittest import mock
 
 import pytest
 import torch
@@ -11,6 +12,7 @@ from bridge_nets import F64, NEAR0, NEAR1, ONE, nets
 import halfbridge as hb
 from halfbridge.training import checkpoint
 from halfbridge.training.bridge import Examples, Normal, ReferenceChain, fit_bridge, load_bridge
+from halfbridge.training.bridge.half_trainer import HalfBridgeTrainer
 from halfbridge.training.interrupts import Interrupted
 
 STEPS, CHAIN = 5, ReferenceChain(ONE, 3)
@@ -28,20 +30,34 @@ class Killed(Exception):
 
 
 def train(out=None, resume=False, at=None, how=None, seed_of_nets=0, **changes):
-    """at: the step, over all half-bridges, in which `how` is done."""
+    """at: the step, over all half-bridges, in which `how` is done: `kill` before anything is written, others by the callback."""
 
     def callback(state):
-        if state.step == at:
-            how()
+        if state.step == at and how is not kill:
+            return how()
+        return None
 
     options = {"iterations": 2, "steps": STEPS, "batch_size": 8, "cache_paths": 8, "monitor_paths": 16, "covariance_paths": 40,
                "save_every": 3, "log_every": 2, "callback": callback, "start": NEAR0, "end": NEAR1, "reference": CHAIN}  # fmt: skip
     options |= changes
     start, end, reference = (options.pop(name) for name in ("start", "end", "reference"))
-    return fit_bridge(*nets(dtype=F64, seed=seed_of_nets), start, end, reference, out=out, resume=resume, **options)
+    advance = HalfBridgeTrainer.advance
+
+    def killed(trainer, *asked):
+        done = advance(trainer, *asked)
+        if trainer.run_step == at:
+            raise Killed
+        return done
+
+    with mock.patch.object(HalfBridgeTrainer, "advance", killed if how is kill else advance):
+        return fit_bridge(*nets(dtype=F64, seed=seed_of_nets), start, end, reference, out=out, resume=resume, **options)
 
 
 def kill():
+    """See `train`."""
+
+
+def fail():
     raise Killed
 
 
@@ -81,12 +97,41 @@ def test_a_run_stopped_in_any_half_bridge_ends_in_the_bits_of_one_never_interrup
 def test_a_signal_saves_and_says_how_to_go_on(at, tmp_path):
     """In the middle of a half-bridge, and at its last step, where its kernels are taken first."""
     whole = train(tmp_path / "whole")
-    with pytest.raises(Interrupted, match=f"stopped by SIGINT after step {at}; .* resume=True goes on with it"):
+    with pytest.raises(Interrupted, match=f"stopped by SIGINT after step {at}; .* resume it to go on"):
         train(tmp_path / "run", at=at, how=lambda: signal.raise_signal(signal.SIGINT))
     assert checkpoint.steps(tmp_path / "run" / "checkpoints")[-1] == at
     train(tmp_path / "run", True)
     assert state(tmp_path / "run") == state(tmp_path / "whole")
     assert whole.iterate.index == 4
+
+
+def test_a_callback_that_fails_costs_no_step_and_one_that_says_so_ends_the_run(tmp_path):
+    out = tmp_path / "run"
+    with pytest.raises(Killed) as error:
+        train(out, at=7, how=fail)
+    assert error.value.__notes__ == [f"the run is saved in {out}, at step 7"]
+    ended = train(out, True, at=14, how=lambda: True)
+    assert checkpoint.steps(out / "checkpoints")[-1] == 14
+    assert (ended.stopped, ended.iterate.index) == ("the callback", 2)
+    train(out, True)
+    train(tmp_path / "whole")
+    assert state(out) == state(tmp_path / "whole")
+
+
+def test_a_run_in_use_or_with_a_changed_config_is_refused(tmp_path):
+    out = tmp_path / "run"
+
+    def again():
+        with pytest.raises(BlockingIOError, match="is in use by process"):
+            train(out, True)
+
+    train(out, at=3, how=again, iterations=1)
+    text = (out / "config.json").read_text()
+    (out / "config.json").write_text(text.replace('"transitions": "exact"', '"transitions": "euler"'))
+    with pytest.raises(
+        ValueError, match=r"config\.json is not what the checkpoint of step 10 was trained with: it has another"
+    ):
+        train(out, True)
 
 
 def test_a_finished_run_takes_more_iterations_as_if_asked_for_them_at_first(tmp_path):
@@ -158,5 +203,5 @@ def begun(tmp_path_factory):
 
 
 def test_a_folder_with_a_run_is_not_begun_again(begun):
-    with pytest.raises(FileExistsError, match="holds a run already; pass resume=True"):
+    with pytest.raises(FileExistsError, match="holds a run already; resume it"):
         train(begun)

@@ -74,17 +74,22 @@ class RunFolder:
         check_free(self.path, resume)
         self.path.mkdir(parents=True, exist_ok=True)
         self._take()
-        began, written = check_free(self.path, resume), {}  # again: it may have been begun since
+        written: dict[str, Any] = {}
+        began = check_free(self.path, resume)  # again: it may have been begun since
         at = max(checkpoint.steps(self.checkpoints), default=None)
         if began:
-            written = read_config(self.path)
-            old = written if at is None else check_untouched(self.path, checkpoint.read(self.checkpoints, at))
+            written, old = self._began_as(at)
             self._check_same(old)
         if at is not None:
             self._check_length(at)
         self._keep_versions(written, at)
         write_file(self.path / "config.json", (jsontext.dumps(self.config, "config", indent=2) + "\n").encode())
         return at
+
+    def _began_as(self, at: int | None) -> tuple[dict[str, Any], dict[str, Any]]:
+        """What config.json says, and the config that the checkpoint of step `at` was written with. ValueError if they differ."""
+        written = read_config(self.path)
+        return written, written if at is None else check_untouched(self.path, checkpoint.read(self.checkpoints, at))
 
     def _check_same(self, began: dict[str, Any]) -> None:
         """ValueError unless this call goes on with the run whose config is `began`."""

@@ -23,9 +23,9 @@ from halfbridge.training.bridge.reference import ReferenceChain
 from halfbridge.training.folder import RunFolder
 from halfbridge.training.settings import Settings
 
-__all__ = ["BridgeFolder", "describe_bridge"]
+__all__ = ["BridgeFolder", "describe_bridge", "read_bridge_config"]
 
-FREE = ("iterations", "floors", "versions", "settings")
+FREE = ("iterations", "versions", "resumed", "settings")
 """What a resumed run may change at this level: how far it goes, and what `Settings.fixed` leaves free but for the steps."""
 
 
@@ -36,13 +36,18 @@ class BridgeFolder(RunFolder):
         super().__init__(path, config)
         self.keep = keep
 
+    def _began_as(self, at: int | None) -> tuple[dict[str, Any], dict[str, Any]]:
+        written = read_bridge_config(self.path)
+        if at is None:
+            return written, written
+        old: dict[str, Any] = checkpoint.read(self.checkpoints, at).record["config"]
+        path = self.path / "config.json"
+        what = f"{path} is not what the checkpoint of step {at} was trained with: it"
+        recipe.check_same(_trained(old), _trained(written), what, f"restore {path}")
+        return written, old
+
     def _check_same(self, began: dict[str, Any]) -> None:
-        before, now = (
-            {name: value for name, value in config.items() if name not in FREE}
-            | {"settings": {**Settings.load(config["settings"]).fixed(), "steps": config["settings"]["steps"]}}
-            for config in (began, self.config)
-        )
-        recipe.check_same(before, now, f"the run in {self.path}")
+        recipe.check_same(_trained(began), _trained(self.config), f"the run in {self.path}")
 
     def _check_length(self, at: int) -> None:
         """A run is always within its iterations, or asked to end before what it has done: then it ends at once."""
@@ -98,6 +103,26 @@ def describe_bridge(
         "versions": recipe.versions(),
         **others,
     }
+
+
+def read_bridge_config(folder: Path) -> dict[str, Any]:
+    """The config.json of a bridge's run. FileNotFoundError without one, ValueError for another's."""
+    path = folder / "config.json"
+    if not path.exists():
+        raise FileNotFoundError(
+            f"{folder} is no run's folder: it has no config.json; pass the folder that was out= in training"
+        )
+    config = recipe.read(path)
+    if not {"forward_net", "backward_net", "reference", "regression", "settings"} <= config.keys():
+        raise ValueError(f"the run in {folder} is not of fit_bridge; halfbridge.training.load reads those of fit_score")
+    return config
+
+
+def _trained(config: dict[str, Any]) -> dict[str, Any]:
+    """The part that says what is trained: the steps of a half-bridge are of it."""
+    fixed = Settings.load(config["settings"]).fixed()
+    kept = {name: value for name, value in config.items() if name not in FREE}
+    return kept | {"settings": {**fixed, "steps": config["settings"]["steps"]}}
 
 
 def _describe_end(law: End) -> dict[str, Any]:

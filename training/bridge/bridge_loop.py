@@ -14,9 +14,9 @@ from halfbridge.training.bridge.direction import Direction
 from halfbridge.training.bridge.monitors import Monitor, Monitored, StopRule, table
 from halfbridge.training.bridge.run import BridgeRun
 from halfbridge.training.durable import write_file
-from halfbridge.training.interrupts import Asked, Interrupted, watch
+from halfbridge.training.interrupts import Heard, Interrupted, watch
 from halfbridge.training.log import SMOOTHED, Log, Row
-from halfbridge.training.trainer import Step, training_mode
+from halfbridge.training.trainer import Asked, Step, training_mode
 
 __all__ = ["BridgeLoop", "BridgeState"]
 
@@ -57,11 +57,12 @@ class BridgeLoop:
         self.run, self.folder, self.plots, self.callback = run, folder, plots, callback
         self.settings, self.workers = run.regressor.settings, run.regressor.workers
         self.log: Log | None = None
-        self.show = progress and self.workers.first
+        self.show, self.ended = progress and self.workers.first, False
 
     def all(self, half_bridges: int, stop: StopRule) -> None:
+        """All half-bridges that are left, or those until something ends the run."""
         run, folder = self.run, self.folder
-        with watch(folder is not None) as asked:
+        with watch(folder is not None) as heard:
             if folder is not None:
                 self.save()
                 self.log = self.workers.once(
@@ -79,30 +80,39 @@ class BridgeLoop:
                         if run.stopped is None and run.now.index >= half_bridges:
                             run.stopped = "iterations"
                         if run.stopped is None:
-                            self.half_bridge(asked)
+                            self.half_bridge(heard)
                 finally:
                     if self.log is not None:
                         self.log.close()
 
-    def half_bridge(self, asked: Asked) -> None:
+    def half_bridge(self, heard: Heard) -> None:
+        """The steps of a half-bridge that are left, and its kernels."""
         run, trainer, stop = self.run, self.run.begin(), False
         if trainer is not None:
             with training_mode(trainer.model, trainer.device):
                 while trainer.step < self.settings.steps:
-                    done = run.advance(asked.signal is not None)
+                    done = run.advance(Asked(heard.signal is not None, self.ended))
                     if done is None:
                         if run.trainer is not None:
                             self.save()
                         return
                     self.told(done)
-                    stop = done.stop or (self.workers.count == 1 and asked.signal is not None)
-                    if stop and trainer.step < self.settings.steps:
-                        self.interrupt(asked)
+                    stop, end = done.asked
+                    if self.workers.count == 1:  # several agree in the next step
+                        stop, end = heard.signal is not None, self.ended
+                    if (stop or end) and trainer.step < self.settings.steps:
+                        self.save()
+                        if stop:
+                            self.interrupt(heard)
+                        run.stopped = "the callback"
+                        return
         measured = run.finish(time.perf_counter() - self.started)
         if measured is not None:
             self.write(measured)
         if stop:
-            self.interrupt(asked)
+            self.interrupt(heard)
+        if self.ended and run.stopped is None:
+            run.stopped = "the callback"
 
     def told(self, done: Step) -> None:
         """Log, callback, progress and checkpoint of a step."""
@@ -117,7 +127,14 @@ class BridgeLoop:
         if self.callback is not None:
             half = trainer.half
             state = BridgeState(half.index, half.direction.value, *row[:6], list(run.rows))
-            self.callback(state)
+            try:
+                self.ended = self.callback(state) is True or self.ended
+            except BaseException as error:
+                if self.folder is not None and self.workers.first and not last:
+                    self.folder.write(run.state(), run.step)
+                    error.add_note(f"the run is saved in {self.folder.path}, at step {run.step}")
+                raise
+            trainer.model.train()  # whatever mode it was put in to be looked at
         self.bar.update()
         if not self.bar.disable:
             self.bar.set_description(
@@ -127,13 +144,13 @@ class BridgeLoop:
         if self.folder is not None and not last and settings.save_every and run.step % settings.save_every == 0:
             self.save()
 
-    def interrupt(self, asked: Asked) -> None:
+    def interrupt(self, heard: Heard) -> None:
+        """Raise Interrupted; all is saved."""
         if self.folder is None:
             return
-        self.save()
-        name = "a signal" if asked.signal is None else asked.signal.name
+        name = "a signal" if heard.signal is None else heard.signal.name
         raise Interrupted(
-            f"stopped by {name} after step {self.run.step}; the run is saved in {self.folder.path}: resume=True goes on with it"
+            f"stopped by {name} after step {self.run.step}; the run is saved in {self.folder.path}: resume it to go on"
         )
 
     def write(self, measured: Monitored) -> None:

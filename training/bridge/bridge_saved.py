@@ -11,6 +11,7 @@ import torch
 from halfbridge.nets import build as nets
 from halfbridge.solvers.field import Field
 from halfbridge.training import checkpoint, recipe, states
+from halfbridge.training.bridge.bridge_folder import read_bridge_config
 from halfbridge.training.bridge.network_regressor import NetworkRegressor
 from halfbridge.training.bridge.reference import ReferenceChain
 from halfbridge.training.bridge.run import restore
@@ -37,13 +38,7 @@ def load_bridge(
     architecture, and for what must be passed.
     """
     folder = Path(folder)
-    if not (folder / "config.json").exists():
-        raise FileNotFoundError(
-            f"{folder} is no run's folder: it has no config.json; pass the folder that was out= in training"
-        )
-    config = recipe.read(folder / "config.json")
-    if not {"forward_net", "backward_net", "reference", "regression"} <= config.keys():
-        raise ValueError(f"the run in {folder} is not of fit_bridge; halfbridge.training.load reads those of fit_score")
+    config = read_bridge_config(folder)
     found = checkpoint.read(folder / "checkpoints")
     state: dict[str, Any] = states.unflatten(found.tensors, found.record["state"])
     if not state["iterates"]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -12,6 +13,7 @@ from torch import Tensor
 
 from halfbridge.solvers.field import Field
 from halfbridge.solvers.reference.covariance import whole_number
+from halfbridge.training.arguments import check_kept
 from halfbridge.training.bridge.bridge_folder import BridgeFolder, describe_bridge
 from halfbridge.training.bridge.bridge_loop import BridgeLoop, BridgeState
 from halfbridge.training.bridge.bridge_plots import check_plots
@@ -112,7 +114,8 @@ def fit_bridge(
     settings, changes  `training.Settings`, whose fields are keywords here too. `steps` are the steps of each half-bridge, and the
                 learning rate's schedule begins anew with each; class_dropout and sample_* have no part here
     plots       with `out`: monitors.png, and a picture of each chain's end in samples/
-    progress: show steps and loss. callback: called with a `BridgeState` after each step.
+    progress: show steps and loss. callback: called with a `BridgeState` after each step; the run ends where it returns True, and
+                is saved where it raises.
 
     out, resume  as of `fit_score`: a folder that a killed run goes on from, to the same bits on a CPU with the same number of
                 threads. `iterations` may be another then, as may `stop` and what settings leave free; the steps may not.
@@ -130,6 +133,8 @@ def fit_bridge(
     if out is None and (resume is not False or plots):
         what = f"resume = {resume!r}" if resume is not False else "plots = True"
         raise ValueError(f"{what} goes with a folder; pass it as out=")
+    if out is not None:
+        check_kept(forward_net, backward_net)
     if plots:
         check_plots(laws[0].sample(1, 0))
     begun = None if coupling == "reference" else Coupling(laws[0], laws[1], reference, coupling, coupling_size)
@@ -147,10 +152,15 @@ def fit_bridge(
             laws[0], laws[1], reference, regressor, monitor_paths=monitor_paths, iterations=iterations
         )
         folder = BridgeFolder(Path(out), config, settings.keep)
-        at = _open(folder, resume, regressor.workers)
-        if at is not None:
-            run.load(folder.read(at), at)
-    BridgeLoop(run, folder, plots, progress, callback).all(2 * iterations, stop or StopRule())
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(torch.inference_mode(False))
+        stack.enter_context(torch.enable_grad())
+        if folder is not None:
+            stack.callback(folder.close)
+            at = _open(folder, resume, regressor.workers)
+            if at is not None:
+                run.load(folder.read(at), at)
+        BridgeLoop(run, folder, plots, progress, callback).all(2 * iterations, stop or StopRule())
     return BridgeFit(run, None if folder is None else folder.path)
 
 

@@ -26,7 +26,7 @@ from halfbridge.training.bridge.residuals import residual_covariances
 from halfbridge.training.bridge.targets import check_target
 from halfbridge.training.bridge.transitions import ScoreTransitions, Transitions
 from halfbridge.training.settings import Settings
-from halfbridge.training.trainer import training_mode
+from halfbridge.training.trainer import training_mode, uncompiled
 from halfbridge.training.workers import ALONE, Workers
 
 __all__ = ["NetworkRegressor"]
@@ -111,7 +111,8 @@ class NetworkRegressor:
             None if refresh is None else integer("refresh", refresh, 1, 1 << 62, "pass the steps between refreshes")
         )
         self._where, self._limit, self._folder = cache, cache_limit, cache_folder
-        self.nets = {Direction.FORWARD: forward_net, Direction.BACKWARD: backward_net}
+        self._given = {Direction.FORWARD: forward_net, Direction.BACKWARD: backward_net}
+        self.nets = {way: uncompiled(net) for way, net in self._given.items()}
         heads = variance == "matched" and form != "full"
         self.heads = {way: VarianceHead(copy.deepcopy(net), form) if heads else None for way, net in self.nets.items()}
         self.first, self.workers = first, workers
@@ -154,7 +155,7 @@ class NetworkRegressor:
         once = max(1, math.ceil(len(cache) / self.settings.batch_size))
         return HalfBridgeTrainer(
             half,
-            net,
+            self._given[half.direction],
             Regression(self.target, self.weighting, head),
             cache,
             once if self.refresh is None else self.refresh,

@@ -18,7 +18,7 @@ from halfbridge.training.bridge.network_regressor import NetworkRegressor
 from halfbridge.training.bridge.reference import ReferenceChain
 from halfbridge.training.bridge.transitions import ReferenceTransitions, Transitions
 from halfbridge.training.log import SMOOTHED
-from halfbridge.training.trainer import NotFinite, Step
+from halfbridge.training.trainer import Asked, NotFinite, Step
 
 __all__ = ["BridgeRun", "restore"]
 
@@ -59,12 +59,12 @@ class BridgeRun:
             self.trainer = self.regressor.begin(self.now.half_bridge)
         return self.trainer
 
-    def advance(self, stop: bool) -> Step | None:
+    def advance(self, asked: Asked) -> Step | None:
         """A step of training; None where it is not finite: then `stopped` says why. Where it is the teacher's chain, pi^n is no
         good, and `now` is the iterate before; `trainer` is None then."""
         assert self.trainer is not None
         try:
-            return self.trainer.advance(stop)
+            return self.trainer.advance(asked)
         except NotFinite as error:
             self._diverge(str(error))
         except FloatingPointError as error:
