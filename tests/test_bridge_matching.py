@@ -18,6 +18,7 @@ from halfbridge.training.bridge import (
     gaussian_chain,
     reference_iterate,
 )
+from halfbridge.training.bridge.cache import TrajectoryCache
 from halfbridge.training.bridge.couplings import Coupling
 from halfbridge.training.bridge.matching import BridgeMatching, held_at_end, held_at_start
 
@@ -100,6 +101,21 @@ def test_pairs_and_expected_pairs_are_neighbours_on_the_paths(direction):
         assert float(half.left_out()[direction.interval(k)]) == conditional_of(half, k, to, direction)[2]
     with pytest.raises(ValueError, match="needs no teacher's means"):
         next(half.pairs(2, 0, means=True))
+
+
+@WAYS
+def test_a_cache_of_matching_has_expected_pairs_and_the_variance_that_they_leave_out(direction):
+    half, n = matching(direction), 5
+    cache = TrajectoryCache(half.reference, NEAR0.sample(1, 0), n, "increment", matching=True)
+    cache.hold(half, seed=4, refresh=1)
+    for pair in half.expected_pairs(n, 4, n):
+        j = direction.interval(pair.k)
+        batch = cache.batch(torch.arange(j * n, (j + 1) * n))
+        assert torch.equal(batch.here, pair.here)
+        assert torch.equal(batch.value, pair.there)
+        w = conditional_of(half, pair.k, direction.arrives(pair.k), direction)
+        torch.testing.assert_close(batch.known, torch.full((n,), w[2] / (2 * pair.gamma), dtype=F64))
+        assert float(batch.label[0]) == half.reference.times[pair.k]
 
 
 def conditional_of(half, k, to, direction):

@@ -110,6 +110,7 @@ def test_a_callback_that_fails_costs_no_step_and_one_that_says_so_ends_the_run(t
     with pytest.raises(Killed) as error:
         train(out, at=7, how=fail)
     assert error.value.__notes__ == [f"the run is saved in {out}, at step 7"]
+    assert checkpoint.steps(out / "checkpoints")[-1] == 7
     ended = train(out, True, at=14, how=lambda: True)
     assert checkpoint.steps(out / "checkpoints")[-1] == 14
     assert (ended.stopped, ended.iterate.index) == ("the callback", 2)
