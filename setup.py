@@ -14,6 +14,7 @@ PACKAGES = {
     "halfbridge.solvers.reference": "solvers/reference",
     "halfbridge.nets": "nets",
     "halfbridge.training": "training",
+    "halfbridge.training.bridge": "training/bridge",
     "halfbridge.training.data": "training/data",
     "halfbridge.training.losses": "training/losses",
     "halfbridge.training.objectives": "training/objectives",

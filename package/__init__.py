@@ -7,9 +7,9 @@ x = hb.sample(field, hb.DPMSolver(order=3), grid=grid, shape=(64, 2), seed=0)
 """
 
 import importlib
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from halfbridge import kernels, nets, training
+from halfbridge import kernels, nets
 from halfbridge.solvers import grids, reference
 from halfbridge.solvers.algebra import NotLinear
 from halfbridge.solvers.ancestral import Ancestral, ReverseDiffusion
@@ -44,6 +44,9 @@ from halfbridge.solvers.run import Solution, sample, solve
 from halfbridge.solvers.runner import NonFiniteError, State
 from halfbridge.solvers.solver import MultistepSolver, Solver
 
+if TYPE_CHECKING:
+    from halfbridge import training
+
 __version__ = "0.1.0"
 
 __all__ = [
@@ -57,8 +60,11 @@ __all__ = [
 ]  # fmt: skip
 
 
+LATER = {"testing": "halfbridge.solvers.testing", "training": "halfbridge.training"}
+"""Imported when first asked for: `testing` needs hypothesis, and `training` takes as long as all the rest."""
+
+
 def __getattr__(name: str) -> Any:
-    """`hb.testing`, which needs hypothesis, is imported when it is first asked for."""
-    if name == "testing":
-        return importlib.import_module("halfbridge.solvers.testing")
+    if name in LATER:
+        return importlib.import_module(LATER[name])
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

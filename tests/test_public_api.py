@@ -24,7 +24,15 @@ def test_every_name_of_the_contract_is_there_and_documented():
         assert inspect.getdoc(getattr(hb.reference, name))
     for name in ("uniform", "quadratic", "half_log_snr", "karras"):
         assert inspect.getdoc(getattr(hb.grids, name))
-    for module in (hb.kernels, hb.nets, hb.training, hb.training.data, hb.training.losses, hb.training.objectives):
+    for module in (
+        hb.kernels,
+        hb.nets,
+        hb.training,
+        hb.training.data,
+        hb.training.losses,
+        hb.training.objectives,
+        hb.training.bridge,
+    ):
         for name in module.__all__:
             assert inspect.getdoc(getattr(module, name)), f"{module.__name__}.{name}"
 
@@ -74,6 +82,7 @@ def test_importing_loads_no_optional_package():
         "tensorboard",
         "yaml",
         "PIL",
+        "halfbridge.training",
         "ot",
     ]
     code = (

@@ -6,9 +6,11 @@ fit, settings     `fit_score`, and the numbers that it is called with
 trainer, loop, noise, workers   one step, all of them, the random numbers of one, several processes
 folder, checkpoint, log, pictures   what a run leaves behind; recipe, saved: what it was, and a network read back
 sampling          samples made by several processes
+bridge            diffusion Schrödinger bridges: iterative proportional fitting and bridge matching
 """
 
-from halfbridge.training import checkpoint, data, losses, objectives
+from halfbridge.training import bridge, checkpoint, data, losses, objectives
+from halfbridge.training.bridge import BridgeFit, ReferenceChain, StopRule, fit_bridge, load_bridge
 from halfbridge.training.fit import ScoreFit, fit_score
 from halfbridge.training.interrupts import Interrupted
 from halfbridge.training.loop import TrainingState
@@ -17,6 +19,6 @@ from halfbridge.training.saved import Saved, load, save
 from halfbridge.training.settings import Settings
 
 __all__ = [
-    "Interrupted", "Saved", "ScoreFit", "Settings", "TrainingState", "checkpoint", "data", "fit_score", "load", "losses",
-    "objectives", "sample_rows", "save",
+    "BridgeFit", "Interrupted", "ReferenceChain", "Saved", "ScoreFit", "Settings", "StopRule", "TrainingState", "bridge",
+    "checkpoint", "data", "fit_bridge", "fit_score", "load", "load_bridge", "losses", "objectives", "sample_rows", "save",
 ]  # fmt: skip
