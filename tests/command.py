@@ -13,6 +13,12 @@ def run(capsys, *arguments):
     return status, out, err
 
 
+def train(folder, *arguments):
+    """The folder, with a run in it."""
+    assert main(["train", "sgm", *arguments, "--quiet", "--out", str(folder)]) == 0
+    return str(folder)
+
+
 def refused(capsys, *arguments):
     """The message of an error, which must be one line on stderr with exit status 2 and nothing on stdout."""
     status, out, err = run(capsys, *arguments)

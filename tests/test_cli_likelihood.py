@@ -7,17 +7,11 @@ import re
 import numpy as np
 import pytest
 import torch
-from command import refused, run
+from command import refused, run, train
 
 import halfbridge as hb
-from halfbridge.cli import main
 from halfbridge.training import data, saved
 from halfbridge.training.data.order import pick
-
-
-def train(folder, *arguments):
-    assert main(["train", "sgm", *arguments, "--quiet", "--out", str(folder)]) == 0
-    return str(folder)
 
 
 @pytest.fixture(scope="module")

@@ -5,20 +5,14 @@ import json
 import numpy as np
 import pytest
 import torch
-from command import refused, run
+from command import refused, run, train
 from PIL import Image
 from safetensors import safe_open
 
 import halfbridge as hb
-from halfbridge.cli import main
 from halfbridge.commands import trained
 from halfbridge.solvers import names
 from halfbridge.training import saved
-
-
-def train(folder, *arguments):
-    assert main(["train", "sgm", *arguments, "--quiet", "--out", str(folder)]) == 0
-    return str(folder)
 
 
 @pytest.fixture(scope="module")

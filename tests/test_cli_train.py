@@ -1,6 +1,5 @@
 """`halfbridge train sgm`: what the command trains is what the library trains, and what it refuses."""
 
-import inspect
 import re
 import signal
 
@@ -162,9 +161,6 @@ def test_a_schedule_to_learn_and_levels_are_written_short():
     assert names.objective("ncsn(levels=[2, 1])", "auto").levels == (2.0, 1.0)
 
 
-@pytest.mark.skipif(
-    "learned_variance" not in inspect.signature(hb.nets.MLP).parameters, reason="no network returns variances"
-)
 @pytest.mark.parametrize("objective", ["hybrid", "ddpm_elbo(learned=True)"])
 def test_an_objective_that_learns_variances_has_a_network_that_returns_them(capsys, tmp_path, objective):
     told = [*MOONS, "--objective", objective, "--quiet", "--out", tmp_path / "run"]
