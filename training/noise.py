@@ -9,6 +9,7 @@ from __future__ import annotations
 import torch
 
 from halfbridge.kernels import hutchinson_probe, normal
+from halfbridge.kernels.arguments import accumulation
 from halfbridge.kernels.philox import check_first, check_seed, halves, philox, sample_words, words
 from halfbridge.solvers.draws import TRAINING, TRAINING_CLASSES, TRAINING_MODULES, TRAINING_TIMES
 
@@ -31,7 +32,7 @@ class StepNoise:
         self.seed, self.step, self.batch, self.first = check_seed(seed), step, batch, first
         self.x0 = x0
         self.example = check_first(step * batch + first, len(x0))
-        self.dtype = torch.float32 if x0.element_size() < 4 else x0.dtype
+        self.dtype = accumulation(x0.dtype)
 
     def uniform(self) -> torch.Tensor:
         """(n,), float64: (u + r / batch) mod 1 for row r, u uniform in (0, 1) for the step, so that the batch has one number

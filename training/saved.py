@@ -20,7 +20,7 @@ from halfbridge.training.arguments import class_count
 from halfbridge.training.objectives import Denoising, Objective
 from halfbridge.training.runs import check_untouched
 
-__all__ = ["Saved", "load", "save"]
+__all__ = ["Saved", "built", "load", "save"]
 
 
 @dataclass(frozen=True)
@@ -174,19 +174,27 @@ def _net(
     described: Mapping[str, Any], net: torch.nn.Module | None, weights: dict[str, torch.Tensor], path: Path
 ) -> torch.nn.Module:
     if net is None:
-        try:
-            with torch.random.fork_rng(devices=[]):  # what is drawn is replaced by the weights
-                net = nets.build(described)
-        except ValueError as error:
-            raise ValueError(
-                f"the network in {path} is a {described.get('type')}, which cannot be built from what is written; pass "
-                f"net=, made as it was for training ({error})"
-            ) from error
-        for name, value in [*net.named_parameters(), *net.named_buffers()]:
-            if name in weights:
-                value.data = value.data.to(weights[name].dtype)
-        net.requires_grad_(False)
+        dtypes = {name: value.dtype for name, value in weights.items()}
+        net = built(described, dtypes, f"the network in {path}", "net").requires_grad_(False)
     _fill(net, weights, f"the network in {path}", "net")
+    return net
+
+
+def built(described: Mapping[str, Any], dtypes: Mapping[str, torch.dtype], where: str, name: str) -> torch.nn.Module:
+    """The network that is written down, its tensors in these dtypes by name; what it draws at first is to be replaced.
+
+    where: what it is called in the ValueError for one that cannot be built, which asks for the argument `name`.
+    """
+    try:
+        with torch.random.fork_rng(devices=[]):
+            net = nets.build(described)
+    except ValueError as error:
+        raise ValueError(
+            f"{where} is a {described.get('type')}, which cannot be built from what is written; pass "
+            f"{name}=, made as it was for training ({error})"
+        ) from error
+    for key, value in [*net.named_parameters(), *net.named_buffers()]:
+        value.data = value.data.to(dtypes.get(key, value.dtype))
     return net
 
 

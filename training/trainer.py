@@ -121,14 +121,11 @@ class Trainer:
     def rehearse(self) -> None:
         """Evaluate the loss of one example in eval mode and forget it, so that what cannot be trained raises what it raises
         before anything is written."""
-        settings, buffers = self.settings, [buffer.clone() for buffer in self.model.buffers()]
+        buffers = [buffer.clone() for buffer in self.model.buffers()]
         first = self.rows[0][0]
-        rows = shuffled(len(self.data), settings.seed, self.step, settings.batch_size)[first : first + 1]
-        x0 = self._examples(rows, first)
-        noise = StepNoise(settings.seed, self.step, settings.batch_size, x0, first)
         self.model.eval()
         try:
-            _check_losses(self.objective(self._network(rows, noise), x0, noise), 1, self.objective)
+            self._losses(first, first + 1)
         finally:
             self.model.train()
             for buffer, before in zip(self.model.buffers(), buffers, strict=True):

@@ -8,7 +8,6 @@ from typing import Any
 
 import torch
 
-from halfbridge.nets import build as nets
 from halfbridge.solvers.field import Field
 from halfbridge.training import checkpoint, recipe, states
 from halfbridge.training.bridge.bridge_folder import read_bridge_config
@@ -16,6 +15,7 @@ from halfbridge.training.bridge.network_regressor import NetworkRegressor
 from halfbridge.training.bridge.reference import ReferenceChain
 from halfbridge.training.bridge.run import restore
 from halfbridge.training.bridge.views import Bridge
+from halfbridge.training.saved import built
 
 __all__ = ["load_bridge"]
 
@@ -64,17 +64,8 @@ def _net(
     described = dict(config[name])
     shapes = described.pop("weights")
     if given is None:
-        try:
-            with torch.random.fork_rng(devices=[]):  # what is drawn is replaced by the weights
-                given = nets.build(described)
-        except ValueError as error:
-            raise ValueError(
-                f"{name} of the run in {folder} is a {described.get('type')}, which cannot be built from what is written; pass "
-                f"{name}=, made as it was for training ({error})"
-            ) from error
         dtypes = {key: value.dtype for saved in state["iterates"] for key, value in (saved["net"] or {}).items()}
-        for key, value in [*given.named_parameters(), *given.named_buffers()]:
-            value.data = value.data.to(dtypes.get(key, value.dtype))
+        given = built(described, dtypes, f"{name} of the run in {folder}", name)
     own = {key: list(value.shape) for key, value in given.state_dict().items()}
     for key in {**shapes, **own}:
         if shapes.get(key) != own.get(key):
