@@ -143,7 +143,9 @@ class Two(Workers):
 def test_running_statistics_are_refused_for_several_processes():
     net = torch.nn.Sequential(torch.nn.Linear(2, 2), torch.nn.BatchNorm1d(2)).double()
     check(net, X, None, Settings(), ALONE)
-    with pytest.raises(ValueError, match=r"1 is a BatchNorm1d, whose statistics .*GroupNorm"):
+    with pytest.raises(
+        ValueError, match=r"the network cannot be trained by several processes: 1 is a BatchNorm1d, .*GroupNorm"
+    ):
         check(net, X, None, Settings(), Two())
     check(torch.nn.Sequential(net[0], torch.nn.GroupNorm(1, 2)).double(), X, None, Settings(), Two())
 

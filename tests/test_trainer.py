@@ -12,9 +12,10 @@ from halfbridge.nets import MLP
 from halfbridge.training import data, fit_score, objectives
 from halfbridge.training.data import Dataset
 from halfbridge.training.data.order import shuffled
+from halfbridge.training.modes import training_mode
 from halfbridge.training.noise import StepNoise
 from halfbridge.training.settings import Settings
-from halfbridge.training.trainer import NotFinite, Trainer, training_mode
+from halfbridge.training.trainer import NotFinite, Trainer
 from halfbridge.training.workers import ALONE
 
 

@@ -11,7 +11,7 @@ from halfbridge.training.data import Dataset, check_examples
 from halfbridge.training.settings import Settings
 from halfbridge.training.workers import Workers
 
-__all__ = ["Examples", "check", "check_kept", "class_count"]
+__all__ = ["Examples", "check", "check_kept", "check_network", "class_count"]
 
 
 class Examples(NamedTuple):
@@ -38,28 +38,7 @@ def check(
             f"data is a {type(data).__name__}; pass a tensor (n, *shape), e.g. torch.as_tensor of an array, or a Dataset, which "
             "halfbridge.training.data.load makes of a name"
         )
-    trained = [p for p in net.parameters() if p.requires_grad]
-    if not trained:
-        raise ValueError(f"{type(net).__name__} has no parameter that requires a gradient: nothing to train")
-    parameter = trained[0]
-    workers.check_device(parameter.device, "the network")
-    if parameter.dtype == torch.float16:
-        raise ValueError(
-            "the network is float16, where Adam's epsilon of 1e-8 is 0; pass net.float(), with precision='float16' on a GPU, or "
-            "net.bfloat16()"
-        )
-    if workers.count > 1:
-        _check_statistics(net)
-    if settings.precision != "float32":
-        if parameter.dtype != torch.float32:
-            raise ValueError(
-                f"precision = {settings.precision!r} keeps float32 weights and the network is {parameter.dtype}; pass "
-                "net.float(), or precision='float32', which means the network's own"
-            )
-        if settings.precision == "float16" and parameter.device.type != "cuda":
-            raise ValueError(
-                f"precision = 'float16' needs a CUDA GPU and the network is on {parameter.device}; pass precision='bfloat16'"
-            )
+    parameter = check_network(net, settings, workers)
     has = class_count(net)
     if isinstance(data, Dataset):
         classes = data.classes if classes is None and has else classes
@@ -76,6 +55,37 @@ def check(
         )
     bins = data if isinstance(data, Dataset) and data.anew else None
     return Examples(examples, _check_classes(classes, has, len(examples), settings), bins)
+
+
+def check_network(
+    net: torch.nn.Module, settings: Settings, workers: Workers, name: str = "the network"
+) -> torch.nn.Parameter:
+    """Refuse a network that cannot be trained, called `name`; else its first parameter that is."""
+    parameter = next((p for p in net.parameters() if p.requires_grad), None)
+    if parameter is None:
+        raise ValueError(
+            f"{name}, a {type(net).__name__}, has no parameter that requires a gradient: nothing to train; pass "
+            "net.requires_grad_()"
+        )
+    workers.check_device(parameter.device, name)
+    if parameter.dtype == torch.float16:
+        raise ValueError(
+            f"{name} is float16, where Adam's epsilon of 1e-8 is 0; pass net.float(), with precision='float16' on a GPU, or "
+            "net.bfloat16()"
+        )
+    if workers.count > 1:
+        _check_statistics(net, name)
+    if settings.precision != "float32":
+        if parameter.dtype != torch.float32:
+            raise ValueError(
+                f"precision = {settings.precision!r} keeps float32 weights and {name} is {parameter.dtype}; pass "
+                "net.float(), or precision='float32', which means the network's own"
+            )
+        if settings.precision == "float16" and parameter.device.type != "cuda":
+            raise ValueError(
+                f"precision = 'float16' needs a CUDA GPU and {name} is on {parameter.device}; pass precision='bfloat16'"
+            )
+    return parameter
 
 
 def class_count(net: torch.nn.Module) -> int | None:
@@ -95,13 +105,14 @@ def check_kept(net: torch.nn.Module, objective: object) -> None:
                 )
 
 
-def _check_statistics(net: torch.nn.Module) -> None:
+def _check_statistics(net: torch.nn.Module, name: str) -> None:
     """ValueError for BatchNorm: each process would have running statistics of its own rows."""
-    for name, part in net.named_modules():
+    for place, part in net.named_modules():
         if isinstance(part, torch.nn.modules.batchnorm._BatchNorm) and not isinstance(part, torch.nn.SyncBatchNorm):
             raise ValueError(
-                f"{name} is a {type(part).__name__}, whose statistics several processes would each take of their own rows; use "
-                "torch.nn.GroupNorm, on GPUs torch.nn.SyncBatchNorm.convert_sync_batchnorm(net), or one process"
+                f"{name} cannot be trained by several processes: {place or 'it'} is a {type(part).__name__}, whose statistics "
+                "each would take of its own rows; use torch.nn.GroupNorm, on GPUs "
+                "torch.nn.SyncBatchNorm.convert_sync_batchnorm(net), or one process"
             )
 
 

@@ -16,16 +16,17 @@ from halfbridge.solvers.processes import Process
 from halfbridge.training import objectives
 from halfbridge.training.arguments import check, check_kept
 from halfbridge.training.data import Dataset
-from halfbridge.training.folder import Resume, RunFolder
+from halfbridge.training.folder import Resume, RunFolder, open_in_all
 from halfbridge.training.interrupts import watch
 from halfbridge.training.loop import TrainingState, run
 from halfbridge.training.losses import Times, Weighting
+from halfbridge.training.modes import training_mode
 from halfbridge.training.objectives import Objective
 from halfbridge.training.previews import rehearse
 from halfbridge.training.runs import describe_run
 from halfbridge.training.settings import Settings
-from halfbridge.training.trainer import Trainer, training_mode
-from halfbridge.training.workers import Workers, current
+from halfbridge.training.trainer import Trainer
+from halfbridge.training.workers import current
 
 __all__ = ["ScoreFit", "TrainingState", "fit_score"]
 
@@ -131,7 +132,7 @@ def fit_score(
             if settings.sample_every:
                 rehearse(trainer)
             stack.callback(folder.close)
-            begun = _begin(folder, resume, workers)
+            begun = open_in_all(folder, resume, workers)
             if begun is not None:
                 folder.load(trainer, begun)
         with training_mode(trainer.model, trainer.device), watch(folder is not None) as heard:
@@ -147,14 +148,6 @@ def fit_score(
         trainer.step,
         None if folder is None else folder.path,
     )
-
-
-def _begin(folder: RunFolder, resume: Resume, workers: Workers) -> int | None:
-    """Open the folder in process 0; the step to go on from, in all of them."""
-    at = workers.once(lambda: folder.open(resume))
-    found = torch.tensor([-1 if at is None else at], device=workers.device)
-    workers.spread([found])
-    return None if found.item() < 0 else int(found.item())
 
 
 def _objective(objective: str | Objective, process: Process | None, **options: Any) -> Objective:

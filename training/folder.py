@@ -14,15 +14,18 @@ import contextlib
 import os
 import socket
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
-from typing import IO, Any, Literal
+from typing import IO, Any, Literal, Protocol
 
 from halfbridge.training import checkpoint, jsontext, recipe, states
 from halfbridge.training.durable import PARTIAL, write_file
-from halfbridge.training.runs import check_same_run, check_untouched, read_config
+from halfbridge.training.runs import SCORES, RunKind, check_same_run, check_untouched
+from halfbridge.training.settings import Settings
 from halfbridge.training.trainer import Trainer
+from halfbridge.training.workers import Workers
 
-__all__ = ["Resume", "RunFolder", "check_free"]
+__all__ = ["Resume", "RunFolder", "Saveable", "check_free", "open_in_all", "saved_if_it_fails"]
 
 Resume = bool | Literal["auto"]
 LOCK = ".lock"
@@ -54,11 +57,24 @@ def _is_empty(path: Path) -> bool:
     return path.is_dir() and all(inner.suffix == PARTIAL or inner.name in NOTHING for inner in path.iterdir())
 
 
-class RunFolder:
-    """The folder `path` of the run that `config` describes: {"net", "objective", "process", "data", "settings", ...}."""
+class Saveable(Protocol):
+    """What a checkpoint is written of: a `Trainer`, or a bridge's run."""
 
-    def __init__(self, path: Path, config: dict[str, Any]) -> None:
-        self.path, self.config = path, config
+    @property
+    def step(self) -> int: ...
+
+    @property
+    def settings(self) -> Settings: ...
+
+    def state(self) -> dict[str, Any]: ...
+
+
+class RunFolder:
+    """The folder `path` of the run that `config` describes: {"net", "objective", "process", "data", "settings", ...}; a run of
+    another `kind` has others."""
+
+    def __init__(self, path: Path, config: dict[str, Any], kind: RunKind = SCORES) -> None:
+        self.path, self.config, self.kind = path, config, kind
         self.checkpoints = path / "checkpoints"
         self._lock: IO[str] | None = None
 
@@ -79,7 +95,7 @@ class RunFolder:
         at = max(checkpoint.steps(self.checkpoints), default=None)
         if began:
             written, old = self._began_as(at)
-            self._check_same(old)
+            check_same_run(old, self.config, f"the run in {self.path}", self.kind)
         if at is not None:
             self._check_length(at)
         self._keep_versions(written, at)
@@ -88,12 +104,10 @@ class RunFolder:
 
     def _began_as(self, at: int | None) -> tuple[dict[str, Any], dict[str, Any]]:
         """What config.json says, and the config that the checkpoint of step `at` was written with. ValueError if they differ."""
-        written = read_config(self.path)
-        return written, written if at is None else check_untouched(self.path, checkpoint.read(self.checkpoints, at))
-
-    def _check_same(self, began: dict[str, Any]) -> None:
-        """ValueError unless this call goes on with the run whose config is `began`."""
-        check_same_run(began, self.config, f"the run in {self.path}")
+        written = self.kind.read(self.path)
+        if at is None:
+            return written, written
+        return written, check_untouched(self.path, checkpoint.read(self.checkpoints, at), self.kind)
 
     def _check_length(self, at: int) -> None:
         """ValueError where the run, at step `at`, is past the end that this call asks for."""
@@ -145,15 +159,13 @@ class RunFolder:
         if resumed:
             self.config["resumed"] = resumed
 
-    def save(self, trainer: Trainer, *, beside: int = 0) -> None:
-        """Write a checkpoint, unless there is one of this step; keep `beside` more than the settings say."""
-        if trainer.step in checkpoint.steps(self.checkpoints):
+    def save(self, run: Saveable, *, beside: int = 0, again: bool = False) -> None:
+        """Write a checkpoint, unless there is one of this step (again: in its place); keep `beside` more than settings say."""
+        if run.step in checkpoint.steps(self.checkpoints) and not again:
             return
-        tensors, record = states.flatten(trainer.state())
-        keep = trainer.settings.keep + beside
-        checkpoint.write(
-            self.checkpoints, tensors, {"config": self.config, "state": record}, step=trainer.step, keep=keep
-        )
+        tensors, record = states.flatten(run.state())
+        keep = run.settings.keep + beside
+        checkpoint.write(self.checkpoints, tensors, {"config": self.config, "state": record}, step=run.step, keep=keep)
 
     def load(self, trainer: Trainer, step: int) -> None:
         """Read the checkpoint of `step` into the trainer. CheckpointError, a ValueError, for a damaged one."""
@@ -163,3 +175,24 @@ class RunFolder:
             there = {k.removeprefix(f"{name}."): v for k, v in state["model"].items() if k.startswith(f"{name}.")}
             states.check_same_tensors(there, module, f"the run in {self.path}", name)
         trainer.load(state, step)
+
+
+@contextlib.contextmanager
+def saved_if_it_fails(run: Saveable, folder: RunFolder | None, workers: Workers) -> Iterator[None]:
+    """A callback, a picture or a line of the log that fails costs no step: the state is saved, then the error raised. It may
+    have failed in this process alone, so nothing is exchanged."""
+    try:
+        yield
+    except BaseException as error:
+        if folder is not None and workers.first:
+            try:
+                folder.save(run)
+                error.add_note(f"the run is saved in {folder.path}, at step {run.step}")
+            except Exception as another:
+                error.add_note(f"and the run could not be saved at step {run.step}: {another}")
+        raise
+
+
+def open_in_all(folder: RunFolder, resume: Resume, workers: Workers) -> int | None:
+    """`RunFolder.open` in process 0; the step to go on from, in all of them."""
+    return workers.tell(workers.once(lambda: folder.open(resume)))

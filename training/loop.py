@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import Any, Generic, TypeVar
 
 import torch
 from tqdm.auto import tqdm
 
-from halfbridge.training.folder import RunFolder
+from halfbridge.training.folder import RunFolder, saved_if_it_fails
 from halfbridge.training.interrupts import Heard, Interrupted
 from halfbridge.training.log import SMOOTHED, Log, Row
 from halfbridge.training.previews import preview
@@ -66,7 +65,7 @@ def run(
             done = _advance(trainer, folder, Asked(heard.signal is not None, ended))
             step, whole = trainer.step, trainer.step == settings.steps
             row = _row(trainer, done, before + time.perf_counter() - started)
-            with _saved_if_it_fails(trainer, folder):
+            with saved_if_it_fails(trainer, folder, workers):
                 logged = whole or step % settings.log_every == 0
                 if log is not None and logged:
                     log.row(row)
@@ -116,22 +115,6 @@ def _advance(trainer: Trainer, folder: RunFolder | None, asked: Asked) -> Step:
             "here again, as a run keeps its lr: begin another, in a new folder, with the network as it was made or with "
             f"halfbridge.training.load({str(folder.path)!r}, average=0.0).net.requires_grad_()"
         ) from None
-
-
-@contextmanager
-def _saved_if_it_fails(trainer: Trainer, folder: RunFolder | None) -> Iterator[None]:
-    """A callback, a picture or a line of the log that fails costs no step: the state is saved, then the error raised. It may
-    have failed in this process alone, so nothing is exchanged."""
-    try:
-        yield
-    except BaseException as error:
-        if folder is not None and trainer.workers.first:
-            try:
-                folder.save(trainer)
-                error.add_note(f"the run is saved in {folder.path}, at step {trainer.step}")
-            except Exception as another:
-                error.add_note(f"and the run could not be saved at step {trainer.step}: {another}")
-        raise
 
 
 def _interrupt(heard: Heard, folder: RunFolder, step: int, steps: int) -> None:

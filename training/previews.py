@@ -11,8 +11,9 @@ from halfbridge.solvers.field import Field
 from halfbridge.training import pictures
 from halfbridge.training.arguments import class_count
 from halfbridge.training.log import Log
+from halfbridge.training.modes import training_mode
 from halfbridge.training.sampling import sample_rows
-from halfbridge.training.trainer import Trainer, training_mode
+from halfbridge.training.trainer import Trainer
 
 __all__ = ["preview", "rehearse"]
 

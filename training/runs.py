@@ -6,8 +6,9 @@ It is in config.json, to be read by people, and in each checkpoint, where a SHA-
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
@@ -17,9 +18,19 @@ from halfbridge.training.data import Dataset
 from halfbridge.training.objectives import Objective
 from halfbridge.training.settings import Settings
 
-__all__ = ["check_same_run", "check_untouched", "describe_run", "read_config"]
+__all__ = ["SCORES", "RunKind", "check_same_run", "check_settings", "check_untouched", "describe_run", "read_config"]
 
 CALLED = ("net", "objective", "process", "predicts", "labels", "examples")
+Config = dict[str, Any]
+
+
+class RunKind(NamedTuple):
+    """Whose runs: what their configs have."""
+
+    read: Callable[[Path], Config]
+    """The config.json in a folder. FileNotFoundError where there is none, ValueError for what is no config of such a run."""
+    trained: Callable[[Config, Config], tuple[Config, Config]]
+    """The parts of two configs that say what is trained, which a call must agree in to go on."""
 
 
 def describe_run(
@@ -58,33 +69,19 @@ def read_config(folder: Path) -> dict[str, Any]:
             raise ValueError(
                 f"{folder / 'config.json'} is no run's config: it has {key} = {config.get(key)!r}; restore it"
             )
+    check_settings(config["settings"], folder)
+    return config
+
+
+def check_settings(settings: dict[str, Any], folder: Path) -> None:
+    """ValueError unless they are those of a run's config.json."""
     try:
-        Settings.load(config["settings"])
+        Settings.load(settings)
     except (ValueError, TypeError) as error:
         raise ValueError(f"{folder / 'config.json'} is no run's config: {error}; restore it") from error
-    return config
-
-
-def check_untouched(folder: Path, saved: checkpoint.Checkpoint) -> dict[str, Any]:
-    """The config that a checkpoint was written with. ValueError, naming entries and both values, if the folder's config.json
-    is of another run."""
-    path, config = folder / "config.json", saved.record.get("config")
-    if not isinstance(config, dict):
-        raise ValueError(f"the checkpoint of step {saved.step} in {folder} is of no run: it has no config")
-    what = f"{path} is not what the checkpoint of step {saved.step} was trained with: it"
-    recipe.check_same(*_trained(config, read_config(folder)), what, f"restore {path}")
-    return config
-
-
-def check_same_run(old: dict[str, Any], new: dict[str, Any], what: str) -> None:
-    """ValueError, naming entries and both values, unless `new` goes on with the run that `old` began: what is trained is the
-    same. Versions may differ, and what `Settings.fixed` leaves free.
-    """
-    recipe.check_same(*_trained(old, new), what)
 
 
 def _trained(old: dict[str, Any], new: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
-    """The part of each that says what is trained."""
     before, now = (
         {name: config.get(name) for name in CALLED} | {"settings": Settings.load(config["settings"]).fixed()}
         for config in (old, new)
@@ -93,6 +90,28 @@ def _trained(old: dict[str, Any], new: dict[str, Any]) -> tuple[dict[str, Any], 
         if one["settings"]["schedule"] != other["settings"]["schedule"]:
             one["settings"].pop("steps", None)  # say what is wrong, not what follows from it
     return before, now
+
+
+SCORES = RunKind(read_config, _trained)
+"""Runs of `fit_score`."""
+
+
+def check_untouched(folder: Path, saved: checkpoint.Checkpoint, kind: RunKind = SCORES) -> dict[str, Any]:
+    """The config that a checkpoint was written with. ValueError, naming entries and both values, if the folder's config.json
+    is of another run."""
+    path, config = folder / "config.json", saved.record.get("config")
+    if not isinstance(config, dict):
+        raise ValueError(f"the checkpoint of step {saved.step} in {folder} is of no run: it has no config")
+    what = f"{path} is not what the checkpoint of step {saved.step} was trained with: it"
+    recipe.check_same(*kind.trained(config, kind.read(folder)), what, f"restore {path}")
+    return config
+
+
+def check_same_run(old: dict[str, Any], new: dict[str, Any], what: str, kind: RunKind = SCORES) -> None:
+    """ValueError, naming entries and both values, unless `new` goes on with the run that `old` began: what is trained is the
+    same. Versions may differ, and what `Settings.fixed` leaves free.
+    """
+    recipe.check_same(*kind.trained(old, new), what)
 
 
 def _digest(tensor: torch.Tensor) -> str:

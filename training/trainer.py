@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, NamedTuple
 
 import torch
@@ -13,12 +13,13 @@ from halfbridge.nets.adapter import Network
 from halfbridge.nets.ema import EMA
 from halfbridge.training.data import Dataset
 from halfbridge.training.data.order import shuffled
+from halfbridge.training.modes import seed_modules, uncompiled
 from halfbridge.training.noise import StepNoise
 from halfbridge.training.objectives import Objective
 from halfbridge.training.settings import Settings
 from halfbridge.training.workers import Workers
 
-__all__ = ["Asked", "NotFinite", "Step", "Trainer", "seed_modules", "training_mode"]
+__all__ = ["Asked", "NotFinite", "Step", "Task", "Trainer"]
 
 AUTOCAST = {"bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -47,6 +48,15 @@ class Step(NamedTuple):
     """What any of the processes was asked for before the step."""
 
 
+class Task(NamedTuple):
+    """What a network is to do on rows of a batch."""
+
+    x: torch.Tensor
+    """States like those that it is given, one a row."""
+    losses: Callable[[Network, StepNoise], torch.Tensor]
+    """The loss of each row, given the rows' noise."""
+
+
 class Trainer:
     """Network, optimiser and averages after `step` steps. What they are then is a function of the arguments, `settings.seed`
     and `step`: no generator and no place in the data is kept.
@@ -70,7 +80,7 @@ class Trainer:
     ) -> None:
         self.net, self.objective, self.data, self.classes, self.bins = net, objective, data, classes, bins
         self.settings, self.workers = settings, workers
-        self.rows = _rows_of(settings, workers)
+        self.rows, self.count = _rows_of(settings, workers), len(data)
         self.model = torch.nn.ModuleDict({"net": uncompiled(net)})
         self.device = next(p.device for p in net.parameters() if p.requires_grad)
         if isinstance(objective, torch.nn.Module):
@@ -125,31 +135,44 @@ class Trainer:
         first = self.rows[0][0]
         self.model.eval()
         try:
-            self._losses(first, first + 1)
+            self._losses(self._order()[first : first + 1], first)
         finally:
             self.model.train()
             for buffer, before in zip(self.model.buffers(), buffers, strict=True):
                 buffer.copy_(before)
 
+    @property
+    def run_step(self) -> int:
+        """What order and noise are counted by: the steps done, in all parts of the run."""
+        return self.step
+
     def _gradient(self) -> torch.Tensor:
         """Leave this process's part of the gradient of the batch's mean loss; return its part of the loss, float64."""
-        total = torch.zeros((), dtype=torch.float64, device=self.device)
+        total, order = torch.zeros((), dtype=torch.float64, device=self.device), self._order()
         for first, last in self.rows:
-            part = self._losses(first, last).sum() / self.settings.batch_size
+            part = self._losses(order[first:last], first).sum() / self.settings.batch_size
             self.scaler.scale(part).backward()  # type: ignore[no-untyped-call]
             total += part.detach()
         return total
 
-    def _losses(self, first: int, last: int) -> torch.Tensor:
-        """The losses of the rows first .. last - 1 of the step's global batch."""
+    def _order(self) -> torch.Tensor:
+        """The examples of the step's global batch, row by row."""
+        return shuffled(self.count, self.settings.seed, self.run_step, self.settings.batch_size)
+
+    def _losses(self, rows: torch.Tensor, first: int) -> torch.Tensor:
+        """The losses of these examples, which are rows first, first + 1, ... of the step's global batch."""
         settings = self.settings
-        rows = shuffled(len(self.data), settings.seed, self.step, settings.batch_size)[first:last]
-        x0 = self._examples(rows, first)
-        noise = StepNoise(settings.seed, self.step, settings.batch_size, x0, first)
+        x, losses_of = self._task(rows, first)
+        noise = StepNoise(settings.seed, self.run_step, settings.batch_size, x, first)
         seed_modules(noise.module_seed(), self.device)
-        losses: torch.Tensor = self.objective(self._network(rows, noise), x0, noise)
+        losses: torch.Tensor = losses_of(self._network(rows, noise), noise)
         _check_losses(losses, len(rows), self.objective)
         return losses
+
+    def _task(self, rows: torch.Tensor, first: int) -> Task:
+        """What `_losses` asks of these examples."""
+        x0 = self._examples(rows, first)
+        return Task(x0, lambda net, noise: self.objective(net, x0, noise))
 
     def _examples(self, rows: torch.Tensor, first: int) -> torch.Tensor:
         """These rows of the data, which are rows first, first + 1, ... of the batch, on the network's device."""
@@ -234,12 +257,6 @@ class Trainer:
         self.step = step
 
 
-def uncompiled(net: torch.nn.Module) -> torch.nn.Module:
-    """The network that torch.compile was given, of what it returned; another one as it is."""
-    inside = getattr(net, "_orig_mod", net)
-    return inside if isinstance(inside, torch.nn.Module) else net
-
-
 def _optimizer(parameters: list[torch.nn.Parameter], settings: Settings) -> torch.optim.Optimizer:
     """Adam, or AdamW, in one pass over the parameters where torch has that for their device and dtype."""
     kind = torch.optim.AdamW if settings.optimizer == "adamw" else torch.optim.Adam
@@ -280,27 +297,3 @@ def _rows_of(settings: Settings, workers: Workers) -> list[tuple[int, int]]:
     size = settings.batch_size // pieces
     start = workers.index * settings.accumulate
     return [(k * size, (k + 1) * size) for k in range(start, start + settings.accumulate)]
-
-
-def seed_modules(seed: int, device: torch.device) -> None:
-    """Seed the generators of the CPU and of `device`. (torch.manual_seed seeds those of all devices, and formats a traceback
-    for each kind of device that is not in use.)"""
-    torch.default_generator.manual_seed(seed)
-    if device.type == "cuda":
-        torch.cuda.default_generators[device.index].manual_seed(seed)
-    elif device.type != "cpu":
-        torch.get_device_module(device).manual_seed(seed)
-
-
-@contextmanager
-def training_mode(model: torch.nn.Module, device: torch.device) -> Iterator[None]:
-    """Train mode inside; every module's mode and the generators as before outside."""
-    modes = {module: module.training for module in model.modules()}
-    on_cpu = device.type == "cpu"
-    with torch.random.fork_rng(devices=[] if on_cpu else [device], device_type="cuda" if on_cpu else device.type):
-        model.train()
-        try:
-            yield
-        finally:
-            for module, mode in modes.items():
-                module.training = mode

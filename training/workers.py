@@ -21,6 +21,8 @@ from typing import TypeVar
 
 import torch
 
+from halfbridge.training import jsontext
+
 __all__ = ["ALONE", "FirstFailed", "Workers", "current"]
 
 T = TypeVar("T")
@@ -52,6 +54,10 @@ class Workers:
     def gather(self, tensor: torch.Tensor) -> list[torch.Tensor]:
         """The tensors of all processes, in their order; all have one shape and dtype."""
         return [tensor]
+
+    def tell(self, value: T) -> T:
+        """Process 0's `value`, JSON values, in all of them."""
+        return value
 
     def once(self, act: Callable[[], T]) -> T | None:
         """`act()` on process 0, None on the others, which wait for it. Where it raises, the others raise FirstFailed."""
@@ -98,6 +104,15 @@ class Several(Workers):
         as_bytes = [part.view(torch.uint8) if part.numel() and part.ndim else part for part in (mine, *parts)]
         torch.distributed.all_gather(as_bytes[1:], as_bytes[0])
         return parts
+
+    def tell(self, value: T) -> T:
+        data = list(jsontext.dumps(value).encode()) if self.first else []
+        size = torch.tensor(len(data), device=self.device)
+        self.spread([size])
+        text = torch.tensor(data or [0] * int(size), dtype=torch.uint8, device=self.device)
+        self.spread([text])
+        told: T = jsontext.loads(bytes(text.tolist()))
+        return told
 
     def once(self, act: Callable[[], T]) -> T | None:
         failed = torch.zeros(1, device=self.device)

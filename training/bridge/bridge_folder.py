@@ -16,49 +16,38 @@ from typing import Any
 import torch
 
 from halfbridge.training import checkpoint, recipe, states
-from halfbridge.training.bridge.direction import Direction
 from halfbridge.training.bridge.ends import End, Examples, Normal
+from halfbridge.training.bridge.monitors import Monitor, table
 from halfbridge.training.bridge.network_regressor import NetworkRegressor
 from halfbridge.training.bridge.reference import ReferenceChain
+from halfbridge.training.durable import cannot_write, write_file
 from halfbridge.training.folder import RunFolder
+from halfbridge.training.runs import RunKind, check_settings
 from halfbridge.training.settings import Settings
 
-__all__ = ["BridgeFolder", "describe_bridge", "read_bridge_config"]
+__all__ = ["BRIDGES", "BridgeFolder", "describe_bridge", "describe_reference", "read_bridge_config"]
 
 FREE = ("iterations", "versions", "resumed", "settings")
 """What a resumed run may change at this level: how far it goes, and what `Settings.fixed` leaves free but for the steps."""
 
 
 class BridgeFolder(RunFolder):
-    """A `RunFolder` whose config is `describe_bridge`'s; `save` and `load` of RunFolder work with a run's state()."""
+    """A `RunFolder` whose config is `describe_bridge`'s, and whose steps are those of all half-bridges."""
 
-    def __init__(self, path: Path, config: dict[str, Any], keep: int) -> None:
-        super().__init__(path, config)
-        self.keep = keep
-
-    def _began_as(self, at: int | None) -> tuple[dict[str, Any], dict[str, Any]]:
-        written = read_bridge_config(self.path)
-        if at is None:
-            return written, written
-        old: dict[str, Any] = checkpoint.read(self.checkpoints, at).record["config"]
-        path = self.path / "config.json"
-        what = f"{path} is not what the checkpoint of step {at} was trained with: it"
-        recipe.check_same(_trained(old), _trained(written), what, f"restore {path}")
-        return written, old
-
-    def _check_same(self, began: dict[str, Any]) -> None:
-        recipe.check_same(_trained(began), _trained(self.config), f"the run in {self.path}")
+    def __init__(self, path: Path, config: dict[str, Any]) -> None:
+        super().__init__(path, config, BRIDGES)
 
     def _check_length(self, at: int) -> None:
         """A run is always within its iterations, or asked to end before what it has done: then it ends at once."""
 
-    def write(self, state: dict[str, Any], step: int) -> None:
-        """A checkpoint of `step` over all half-bridges, unless there is one."""
-        if step in checkpoint.steps(self.checkpoints):
-            return
-        tensors, record = states.flatten(state)
-        whole = {"config": self.config, "state": record}
-        checkpoint.write(self.checkpoints, tensors, whole, step=step, keep=self.keep)
+    def write_monitors(self, rows: list[Monitor]) -> None:
+        """monitors.csv. OSError, in a sentence, where there is no space."""
+        text = table(rows).encode()
+        try:
+            write_file(self.path / "monitors.csv", text)
+        except OSError as error:
+            kept = "the checkpoints there are whole"
+            raise cannot_write(error, "monitors.csv", self.path, len(text), kept) from error
 
     def read(self, step: int) -> dict[str, Any]:
         """The state of a checkpoint. CheckpointError, a ValueError, for a damaged one."""
@@ -72,20 +61,13 @@ def describe_bridge(
 ) -> dict[str, Any]:
     """JSON values: the networks, the reference with its gains and gammas, the end laws' digests, the regression, the cache, the
     settings and the versions, and `others`."""
-    process = recipe.describe(regressor.nets[Direction.FORWARD], process=reference.process)["process"]
     networks = {
         f"{way.value}_net": recipe.describe(net, process=reference.process)["net"] | {"weights": _weights(net)}
         for way, net in regressor.nets.items()
     }
     return {
         **networks,
-        "reference": {
-            "process": process,
-            "times": list(reference.times),
-            "transitions": reference.transitions,
-            "gains": list(reference.gains),
-            "gammas": list(reference.gammas),
-        },
+        "reference": describe_reference(reference),
         "start": _describe_end(start),
         "end": _describe_end(end),
         "regression": {
@@ -105,6 +87,17 @@ def describe_bridge(
     }
 
 
+def describe_reference(reference: ReferenceChain) -> dict[str, Any]:
+    """Its process, times and kernels: of a process that cannot be written down the kernels tell which one it is."""
+    return {
+        "process": recipe.describe(torch.nn.Identity(), process=reference.process)["process"],
+        "times": list(reference.times),
+        "transitions": reference.transitions,
+        "gains": list(reference.gains),
+        "gammas": list(reference.gammas),
+    }
+
+
 def read_bridge_config(folder: Path) -> dict[str, Any]:
     """The config.json of a bridge's run. FileNotFoundError without one, ValueError for another's."""
     path = folder / "config.json"
@@ -115,14 +108,22 @@ def read_bridge_config(folder: Path) -> dict[str, Any]:
     config = recipe.read(path)
     if not {"forward_net", "backward_net", "reference", "regression", "settings"} <= config.keys():
         raise ValueError(f"the run in {folder} is not of fit_bridge; halfbridge.training.load reads those of fit_score")
+    check_settings(config["settings"], folder)
     return config
 
 
-def _trained(config: dict[str, Any]) -> dict[str, Any]:
-    """The part that says what is trained: the steps of a half-bridge are of it."""
-    fixed = Settings.load(config["settings"]).fixed()
-    kept = {name: value for name, value in config.items() if name not in FREE}
-    return kept | {"settings": {**fixed, "steps": config["settings"]["steps"]}}
+def _trained(*configs: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """All but FREE; the steps of a half-bridge are of what is trained."""
+    old, new = (
+        {name: value for name, value in config.items() if name not in FREE}
+        | {"settings": {**Settings.load(config["settings"]).fixed(), "steps": config["settings"]["steps"]}}
+        for config in configs
+    )
+    return old, new
+
+
+BRIDGES = RunKind(read_bridge_config, _trained)
+"""Runs of `fit_bridge`."""
 
 
 def _describe_end(law: End) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -10,11 +11,12 @@ import torch
 
 from halfbridge.solvers.field import Field
 from halfbridge.training import checkpoint, recipe, states
-from halfbridge.training.bridge.bridge_folder import read_bridge_config
+from halfbridge.training.bridge.bridge_folder import BRIDGES, describe_reference, read_bridge_config
 from halfbridge.training.bridge.network_regressor import NetworkRegressor
 from halfbridge.training.bridge.reference import ReferenceChain
 from halfbridge.training.bridge.run import restore
 from halfbridge.training.bridge.views import Bridge
+from halfbridge.training.runs import check_untouched
 from halfbridge.training.saved import built
 
 __all__ = ["load_bridge"]
@@ -32,17 +34,23 @@ def load_bridge(
 
     Networks of this library and the reference are built from what is written; pass forward_net=, backward_net= for others, and
     reference= for a process that is not written down. first: the score that was given to the run, where its kernels are
-    still those of the iterate. Nothing that is read can run code.
+    still those of the iterate. Nothing that is read can run code. Of a run that diverged it is the last good iterate, with a
+    RuntimeWarning that says why.
 
-    FileNotFoundError where there is no run; ValueError for one without an iterate, for damaged files, for weights of another
-    architecture, and for what must be passed.
+    FileNotFoundError where there is no run; ValueError for one without an iterate, for damaged files, for a config.json that is
+    not what the checkpoint was trained with, for weights of another architecture or another reference, and for what must be
+    passed.
     """
     folder = Path(folder)
-    config = read_bridge_config(folder)
+    read_bridge_config(folder)
     found = checkpoint.read(folder / "checkpoints")
+    config = check_untouched(folder, found, BRIDGES)
     state: dict[str, Any] = states.unflatten(found.tensors, found.record["state"])
-    if not state["iterates"]:
-        raise ValueError(f"the run in {folder} has finished no half-bridge yet; go on with it: resume=True")
+    diverged = state["diverged"]
+    good = [one for one in state["iterates"] if diverged is None or one["index"] <= diverged["good"]]
+    if not good:
+        left = "go on with it: resume=True" if diverged is None else diverged["why"]
+        raise ValueError(f"the run in {folder} has finished no half-bridge yet; {left}")
     regression = config["regression"]
     regressor = NetworkRegressor(
         _net("forward_net", config, forward_net, state, folder),
@@ -52,9 +60,11 @@ def load_bridge(
         form=regression["form"] or "diagonal",
         first=first,
     )
-    last = restore(regressor, reference or _reference(config["reference"], folder), state["iterates"])[-1]
+    last = restore(regressor, _reference(config["reference"], reference, folder), good)[-1]
     if last.backward is None:
         raise ValueError(f"the run in {folder} has no backward kernels yet; go on with it: resume=True")
+    if diverged is not None:
+        warnings.warn(f"{diverged['why']}. The last good iterate is returned", RuntimeWarning, stacklevel=2)
     return Bridge(last.forward, last.backward)
 
 
@@ -76,7 +86,11 @@ def _net(
     return given
 
 
-def _reference(described: dict[str, Any], folder: Path) -> ReferenceChain:
+def _reference(described: dict[str, Any], given: ReferenceChain | None, folder: Path) -> ReferenceChain:
+    if given is not None:
+        remedy = "pass the reference that it was trained under, or leave it out where it can be built"
+        recipe.check_same(described, describe_reference(given), f"the reference of the run in {folder}", remedy)
+        return given
     try:
         process = recipe.build_process(described["process"])
     except ValueError as error:

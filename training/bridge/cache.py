@@ -15,6 +15,7 @@ from halfbridge.training.bridge.reference import ReferenceChain
 from halfbridge.training.bridge.regression import Batch
 from halfbridge.training.bridge.room import buffer
 from halfbridge.training.bridge.targets import TARGETS
+from halfbridge.training.workers import ALONE, Workers
 
 __all__ = ["TrajectoryCache"]
 
@@ -27,6 +28,10 @@ class TrajectoryCache:
     all: its paths are refresh paths, ..., (refresh + 1) paths - 1 of the half-bridge, so the contents are a function of the
     teacher, the seed and `refresh` alone (to the last bit with the same `chunk`, the number simulated at once), and nothing of
     them need be saved.
+
+    Several processes hold all paths each, and simulate a share of each chunk where the teacher is learned; against the
+    reference itself, which costs no network, each simulates all. So they hold the same bits, and those of one process but for
+    the rounding of a network over batches.
 
     where, limit, folder: as of `room.buffer`.
     """
@@ -43,12 +48,16 @@ class TrajectoryCache:
         limit: int | None = None,
         folder: str | os.PathLike[str] | None = None,
         chunk: int = 8192,
+        workers: Workers = ALONE,
     ) -> None:
         self.reference, self.paths, self.target, self.chunk = reference, paths, TARGETS[target], chunk
+        self.workers = workers
         self.device = like.device
         self._pairs = matching or self.target.teacher
         count = 2 * reference.steps if self._pairs else reference.steps + 1
-        self._states = buffer((count, paths, *like.shape[1:]), like.dtype, like.device, where, limit, folder)
+        self._states = buffer(
+            (count, paths, *like.shape[1:]), like.dtype, like.device, where, limit, folder, workers.count
+        )
         self._gammas = torch.tensor(reference.gammas, dtype=torch.float64, device="cpu")
         self._known = torch.zeros_like(self._gammas)
         self._direction = Direction.BACKWARD
@@ -63,16 +72,17 @@ class TrajectoryCache:
         return self._states.flatten(0, 1)
 
     def hold(self, half: HalfBridge, seed: int, refresh: int) -> None:
-        """Simulate that refresh of the half-bridge, unless it is there. FloatingPointError where the teacher's chain is not
-        finite."""
+        """Simulate that refresh of the half-bridge, unless it is there. FloatingPointError, in all processes, where the teacher's
+        chain is not finite."""
         held = self._held
         if held is not None and held[0] is half and held[1:] == (seed, refresh):
             return
         self._held, self._direction = None, half.direction
         if isinstance(half, BridgeMatching):
             self._known = half.left_out() / (2.0 * self._gammas)
+        fill = self._share if self.workers.count > 1 and half.index > 0 else self._fill
         for at in range(0, self.paths, self.chunk):
-            self._fill(half, seed, refresh * self.paths + at, at, min(at + self.chunk, self.paths))
+            fill(half, seed, refresh * self.paths + at, self._states[:, at : at + self.chunk])
         self._held = (half, seed, refresh)
 
     def batch(self, rows: Tensor) -> Batch:
@@ -90,10 +100,29 @@ class TrajectoryCache:
     def _rows(self, index: Tensor) -> Tensor:
         return self.states[index.to(self._states.device)].to(self.device)
 
-    def _fill(self, half: HalfBridge, seed: int, first: int, start: int, stop: int) -> None:
-        held, n = self._states[:, start:stop], stop - start
+    def _share(self, half: HalfBridge, seed: int, first: int, held: Tensor) -> None:
+        """`_fill`, each process a share of the paths. Shares are of one size, so that the last may overlap."""
+        n, workers = held.shape[1], self.workers
+        size = -(-n // workers.count)
+        starts = [min(i * size, n - size) for i in range(workers.count)]
+        mine = torch.empty(len(held), size, *held.shape[2:], dtype=held.dtype, device=self.device)
+        failed = torch.zeros(1, device=self.device)
+        try:
+            self._fill(half, seed, first + starts[workers.index], mine)
+        except FloatingPointError:
+            failed += 1
+        workers.add(failed)
+        if failed.item():
+            self._fill(half, seed, first, held)  # all alike, to raise what one process does
+            raise FloatingPointError("the chain of another process is not finite")
+        for start, part in zip(starts, workers.gather(mine), strict=True):
+            held[:, start : start + size].copy_(part)
+
+    def _fill(self, half: HalfBridge, seed: int, first: int, held: Tensor) -> None:
+        """Paths first, first + 1, ... of the half-bridge, in `held`, (states, paths, *shape)."""
+        n = held.shape[1]
         if not self._pairs:
-            if self._states.device == self.device:
+            if held.device == self.device:
                 half.states(n, seed, first, out=held)
             else:
                 held.copy_(half.states(n, seed, first))

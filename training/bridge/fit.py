@@ -11,9 +11,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from halfbridge.solvers.field import Field
+from halfbridge.solvers.field import Field, check_output
 from halfbridge.solvers.reference.covariance import whole_number
-from halfbridge.training.arguments import check_kept
+from halfbridge.training.arguments import check_kept, check_network
 from halfbridge.training.bridge.bridge_folder import BridgeFolder, describe_bridge
 from halfbridge.training.bridge.bridge_loop import BridgeLoop, BridgeState
 from halfbridge.training.bridge.bridge_plots import check_plots
@@ -21,12 +21,14 @@ from halfbridge.training.bridge.couplings import Coupling
 from halfbridge.training.bridge.ends import End, Examples, check_ends
 from halfbridge.training.bridge.ipf import Iterate, reference_iterate
 from halfbridge.training.bridge.monitors import Monitors, StopRule
+from halfbridge.training.bridge.network import label
 from halfbridge.training.bridge.network_regressor import NetworkRegressor
 from halfbridge.training.bridge.reference import ReferenceChain
 from halfbridge.training.bridge.run import BridgeRun
 from halfbridge.training.bridge.views import Bridge
 from halfbridge.training.data import Dataset
-from halfbridge.training.folder import Resume
+from halfbridge.training.folder import Resume, open_in_all
+from halfbridge.training.modes import training_mode, uncompiled
 from halfbridge.training.settings import Settings
 from halfbridge.training.workers import Workers, current
 
@@ -45,7 +47,7 @@ class BridgeFit(Bridge):
     """
 
     def __init__(self, run: BridgeRun, folder: Path | None) -> None:
-        now = run.now
+        now = run.good
         if now.backward is None:
             raise FloatingPointError(
                 f"{run.stopped}; no iterate but the reference is good: lower lr, or take smaller steps"
@@ -53,7 +55,7 @@ class BridgeFit(Bridge):
         super().__init__(now.forward, now.backward)
         self.iterate: Iterate = now
         self.monitors, self.losses = run.rows, run.losses
-        self.stopped, self.diverged, self.folder = run.stopped, run.diverged, folder
+        self.stopped, self.diverged, self.folder = run.stopped, run.diverged is not None, folder
         self._measured = run.monitors
 
     @property
@@ -127,9 +129,9 @@ def fit_bridge(
     """
     whole_number("iterations", iterations, " (5, say; each is two half-bridges)")
     settings = (Settings() if settings is None else settings).replace(**changes)
-    laws = [_law(law) for law in (start, end)]
+    workers, laws = current(), [_law(law) for law in (start, end)]
     check_ends(*laws)
-    _check({"forward_net": forward_net, "backward_net": backward_net}, laws[0], reference, first, settings)
+    _check({"forward_net": forward_net, "backward_net": backward_net}, laws[0], reference, first, settings, workers)
     if out is None and (resume is not False or plots):
         what = f"resume = {resume!r}" if resume is not False else "plots = True"
         raise ValueError(f"{what} goes with a folder; pass it as out=")
@@ -142,7 +144,7 @@ def fit_bridge(
         forward_net, backward_net, method=method, coupling=begun, target=target, variance=variance, form=form,
         weighting=weighting, settings=settings,
         cache_paths=cache_paths, refresh=refresh, cache=cache, cache_limit=cache_limit, cache_folder=cache_folder,
-        covariance_paths=covariance_paths, first=first, workers=current(),
+        covariance_paths=covariance_paths, first=first, workers=workers,
     )  # fmt: skip
     monitors = Monitors(laws[0], laws[1], monitor_paths, settings.seed)
     run = BridgeRun(reference_iterate(laws[0], laws[1], reference), regressor, monitors)
@@ -151,25 +153,17 @@ def fit_bridge(
         config = describe_bridge(
             laws[0], laws[1], reference, regressor, monitor_paths=monitor_paths, iterations=iterations
         )
-        folder = BridgeFolder(Path(out), config, settings.keep)
+        folder = BridgeFolder(Path(out), config)
     with contextlib.ExitStack() as stack:
         stack.enter_context(torch.inference_mode(False))
         stack.enter_context(torch.enable_grad())
         if folder is not None:
             stack.callback(folder.close)
-            at = _open(folder, resume, regressor.workers)
+            at = open_in_all(folder, resume, workers)
             if at is not None:
                 run.load(folder.read(at), at)
         BridgeLoop(run, folder, plots, progress, callback).all(2 * iterations, stop or StopRule())
     return BridgeFit(run, None if folder is None else folder.path)
-
-
-def _open(folder: BridgeFolder, resume: Resume, workers: Workers) -> int | None:
-    """Open the folder in process 0; the step to go on from, in all of them."""
-    at = workers.once(lambda: folder.open(resume))
-    found = torch.tensor([-1 if at is None else at], device=workers.device)
-    workers.spread([found])
-    return None if found.item() < 0 else int(found.item())
 
 
 def _law(end: Any) -> End:
@@ -180,8 +174,14 @@ def _law(end: Any) -> End:
 
 
 def _check(
-    nets: dict[str, torch.nn.Module], law: End, reference: ReferenceChain, first: Field | None, settings: Settings
+    nets: dict[str, torch.nn.Module],
+    law: End,
+    reference: ReferenceChain,
+    first: Field | None,
+    settings: Settings,
+    workers: Workers,
 ) -> None:
+    """Refuse what cannot be trained, before anything is written."""
     if not isinstance(reference, ReferenceChain):
         raise TypeError(
             f"`reference` is a {type(reference).__name__}; pass a ReferenceChain, such as ReferenceChain(hb.Brownian(), 20)"
@@ -194,15 +194,16 @@ def _check(
     for name, net in nets.items():
         if int(getattr(net, "classes", 0) or 0):
             raise ValueError(f"`{name}` has classes, which bridges do not know; build it without")
-        parameter = next((p for p in net.parameters() if p.requires_grad), None)
-        if parameter is None:
-            raise ValueError(f"`{name}` has no parameter that requires a gradient: nothing to train")
+        parameter = check_network(net, settings, workers, f"`{name}`")
         for what in ("dtype", "device"):
             if getattr(parameter, what) != getattr(like, what):
                 raise ValueError(
                     f"`{name}` has {what} {getattr(parameter, what)} and `start` gives states of {getattr(like, what)}; convert "
                     "one (an hb.reference law gives float64: net.double(), or Examples of its samples)"
                 )
+        with training_mode(net, parameter.device), torch.no_grad():
+            out = uncompiled(net).eval()(like, label(reference, 0, like))
+        check_output(out, like, reference.times[0], f" (from `{name}`)")
     if settings.class_dropout:
         raise ValueError(
             f"class_dropout = {settings.class_dropout}, but a bridge's networks have no classes; leave it out"

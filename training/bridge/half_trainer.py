@@ -9,10 +9,8 @@ import torch
 from halfbridge.training.bridge.cache import TrajectoryCache
 from halfbridge.training.bridge.half_bridge import HalfBridge
 from halfbridge.training.bridge.regression import Regression
-from halfbridge.training.data.order import shuffled
-from halfbridge.training.noise import StepNoise
 from halfbridge.training.settings import Settings
-from halfbridge.training.trainer import Trainer, seed_modules
+from halfbridge.training.trainer import Task, Trainer
 from halfbridge.training.workers import Workers
 
 __all__ = ["HalfBridgeTrainer"]
@@ -38,18 +36,16 @@ class HalfBridgeTrainer(Trainer):
     ) -> None:
         super().__init__(net, cast(Any, regression), cache.states, None, settings, workers)
         self.half, self.regression, self.cache, self.refresh = half, regression, cache, refresh
+        self.count = len(cache)
 
     @property
     def run_step(self) -> int:
-        """Steps done over all half-bridges."""
         return self.half.index * self.settings.steps + self.step
 
-    def _losses(self, first: int, last: int) -> torch.Tensor:
-        settings = self.settings
-        self.cache.hold(self.half, settings.seed, self.step // self.refresh)
-        rows = shuffled(len(self.cache), settings.seed, self.run_step, settings.batch_size)[first:last]
+    def _gradient(self) -> torch.Tensor:
+        self.cache.hold(self.half, self.settings.seed, self.step // self.refresh)
+        return super()._gradient()
+
+    def _task(self, rows: torch.Tensor, first: int) -> Task:
         batch = self.cache.batch(rows)
-        noise = StepNoise(settings.seed, self.run_step, settings.batch_size, batch.here, first)
-        seed_modules(noise.module_seed(), self.device)
-        losses: torch.Tensor = self.regression(self._network(rows, noise), batch)
-        return losses
+        return Task(batch.here, lambda net, noise: self.regression(net, batch))

@@ -52,10 +52,10 @@ class Monitor(NamedTuple):
 
 
 class Monitored(NamedTuple):
-    """A line, and the far ends of the chains that it was measured on, (paths, *shape)."""
+    """A line, and the far ends of the chains that it was measured on, (paths, *shape): None in processes that did not."""
 
     row: Monitor
-    samples: Tensor
+    samples: Tensor | None
 
 
 class Monitors:

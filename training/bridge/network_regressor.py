@@ -25,8 +25,8 @@ from halfbridge.training.bridge.regression import Regression, check_weighting
 from halfbridge.training.bridge.residuals import residual_covariances
 from halfbridge.training.bridge.targets import check_target
 from halfbridge.training.bridge.transitions import ScoreTransitions, Transitions
+from halfbridge.training.modes import training_mode, uncompiled
 from halfbridge.training.settings import Settings
-from halfbridge.training.trainer import training_mode, uncompiled
 from halfbridge.training.workers import ALONE, Workers
 
 __all__ = ["NetworkRegressor"]
@@ -211,6 +211,7 @@ class NetworkRegressor:
                 where=self._where,
                 limit=self._limit,
                 folder=self._folder,
+                workers=self.workers,
             )
         return self._cache
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import math
+import mmap
 import os
 import shutil
 import tempfile
@@ -28,13 +29,14 @@ def buffer(
     where: str = "auto",
     limit: int | None = None,
     folder: str | os.PathLike[str] | None = None,
+    among: int = 1,
 ) -> torch.Tensor:
     """An uninitialised tensor in memory on `device`, or on the disk: then it is on the CPU.
 
     where: "memory", "disk", or "auto", which takes memory unless the tensor is larger than `limit` bytes (default half of what
-    is available), and says so in a RuntimeWarning where it goes to the disk. folder: of the file, default the system's for
-    temporary files. The file's space is reserved at once, and its name is removed: the space is given back with the tensor,
-    even by a process that is killed (on Windows the file stays until it is deleted).
+    is available, shared `among` processes on a CPU), and says so in a RuntimeWarning where it goes to the disk. folder: of the
+    file, default the system's for temporary files. The file's space is reserved at once, and it has no name (where the file
+    system makes no such files, one for a moment): the space is given back with the tensor, even by a process that is killed.
 
     ValueError for another `where` or a limit that is not positive, OSError where the disk has no room.
     """
@@ -45,7 +47,8 @@ def buffer(
     size = math.prod(shape) * dtype.itemsize
     if where == "auto":
         free = available(device)
-        most = limit if limit is not None else None if free is None else int(SHARE * free)
+        share = SHARE if device.type == "cuda" else SHARE / among
+        most = limit if limit is not None else None if free is None else int(share * free)
         if most is not None and size > most:
             what = f"cache_limit = {most}" if limit is not None else f"half of the {free} bytes of free memory"
             warnings.warn(
@@ -77,17 +80,10 @@ def available(device: torch.device) -> int | None:
 
 def _mapped(shape: Sequence[int], dtype: torch.dtype, size: int, folder: Path) -> torch.Tensor:
     folder.mkdir(parents=True, exist_ok=True)
-    descriptor, name = tempfile.mkstemp(prefix="trajectories-", suffix=".cache", dir=folder)
-    try:
-        try:
-            _reserve(descriptor, size, folder)
-        finally:
-            os.close(descriptor)
-        flat = torch.from_file(name, shared=True, size=math.prod(shape), dtype=dtype)
-    finally:
-        with contextlib.suppress(OSError):  # Windows keeps the name of a file in use
-            os.unlink(name)
-    return flat.view(tuple(shape))
+    with tempfile.TemporaryFile(prefix="trajectories-", suffix=".cache", dir=folder) as file:
+        _reserve(file.fileno(), size, folder)
+        mapped = mmap.mmap(file.fileno(), size)  # has the file open by itself, as the tensor has the map
+    return torch.frombuffer(mapped, dtype=dtype).view(tuple(shape))
 
 
 def _reserve(descriptor: int, size: int, folder: Path) -> None:

@@ -18,6 +18,7 @@ from halfbridge.training.bridge.network_regressor import NetworkRegressor
 from halfbridge.training.bridge.reference import ReferenceChain
 from halfbridge.training.bridge.transitions import ReferenceTransitions, Transitions
 from halfbridge.training.log import SMOOTHED
+from halfbridge.training.settings import Settings
 from halfbridge.training.trainer import Asked, NotFinite, Step
 
 __all__ = ["BridgeRun", "restore"]
@@ -26,11 +27,19 @@ KEPT = 3
 """Iterates in a checkpoint, unless kernels call those of all iterates before."""
 
 
+class Diverged(NamedTuple):
+    """How a run diverged."""
+
+    why: str
+    good: int
+    """The index of the last good iterate."""
+
+
 class BridgeRun:
     """The newest iterate, the training of the next one, and the lines and losses so far.
 
     iterates: pi^0 and the last KEPT, or all where kernels call those of all before. now: pi^n, the newest. trainer: of the
-    half-bridge from pi^n, None between two. stopped: why the run ended, None while it goes on; diverged: whether so.
+    half-bridge from pi^n, None between two. stopped: why the run ended, None while it goes on; diverged: how, where it did.
     """
 
     def __init__(self, begin: Iterate, regressor: NetworkRegressor, monitors: Monitors) -> None:
@@ -40,7 +49,12 @@ class BridgeRun:
         self.losses: list[Tensor] = []
         self.trainer: HalfBridgeTrainer | None = None
         self.stopped: str | None = None
-        self.diverged = False
+        self.diverged: Diverged | None = None
+
+    @property
+    def settings(self) -> Settings:
+        """Of each half-bridge."""
+        return self.regressor.settings
 
     @property
     def now(self) -> Iterate:
@@ -48,10 +62,16 @@ class BridgeRun:
         return self.iterates[-1]
 
     @property
+    def good(self) -> Iterate:
+        """pi^n, or the last good iterate of a run that diverged."""
+        last = self.now.index if self.diverged is None else self.diverged.good
+        return next(it for it in reversed(self.iterates) if it.index <= last)
+
+    @property
     def step(self) -> int:
         """Steps of training over all half-bridges."""
         done = 0 if self.trainer is None else self.trainer.step
-        return self.now.index * self.regressor.settings.steps + done
+        return self.now.index * self.settings.steps + done
 
     def begin(self) -> HalfBridgeTrainer | None:
         """The training of the next half-bridge; None where its kernels are had without."""
@@ -60,45 +80,59 @@ class BridgeRun:
         return self.trainer
 
     def advance(self, asked: Asked) -> Step | None:
-        """A step of training; None where it is not finite: then `stopped` says why. Where it is the teacher's chain, pi^n is no
-        good, and `now` is the iterate before; `trainer` is None then."""
+        """A step of training; None where it is not finite: then the run has `diverged`. Where it is the teacher's chain, pi^n is
+        no good, and the last good iterate is the one before."""
         assert self.trainer is not None
         try:
             return self.trainer.advance(asked)
         except NotFinite as error:
-            self._diverge(str(error))
+            self._diverge(error, self.now.index)
         except FloatingPointError as error:
-            self._diverge(str(error))
-            if len(self.iterates) > 1:
-                self.iterates.pop()
-                self.trainer = None
+            self._diverge(error, self.now.index - 1)
         return None
 
     def finish(self, seconds: float) -> Monitored | None:
-        """Take the half-bridge's kernels, measure them, and go on to the next; None where they diverge."""
-        half, trainer = self.now.half_bridge, self.trainer
+        """Take the half-bridge's kernels, measure them (process 0 does, for all), and go on to the next; None where they
+        diverge."""
+        half, trainer, workers = self.now.half_bridge, self.trainer, self.regressor.workers
         losses = torch.empty(0, dtype=torch.float64) if trainer is None else trainer.losses.clone()
         loss = float(losses[-SMOOTHED:].mean()) if len(losses) else math.nan
         try:
             fitted = self.regressor.from_score(half) if trainer is None else self.regressor.finish(trainer)
-            after = self.now.after(fitted)
-            measured = self.monitors.measure(after, self.now, self.rows, loss, seconds)
-        except FloatingPointError as error:
-            self._diverge(str(error))
+        except FloatingPointError as error:  # of the teacher's chain
+            self._diverge(error, self.now.index - 1)
+            return None
+        after, samples = self.now.after(fitted), None
+
+        def measure() -> list[Any] | str:
+            nonlocal samples
+            try:
+                row, samples = self.monitors.measure(after, self.now, self.rows, loss, seconds)
+            except FloatingPointError as error:
+                return str(error)
+            return list(row)
+
+        told = workers.tell(workers.once(measure))
+        if not isinstance(told, list):
+            self._diverge(told, self.now.index)
             return None
         self.iterates.append(after)
         if self.regressor.target != "score":
             del self.iterates[1:-KEPT]
-        self.rows.append(measured.row)
+        self.rows.append(Monitor(*told))
         self.losses.append(losses)
         self.trainer = None
-        return measured
+        return Monitored(self.rows[-1], samples)
 
-    def _diverge(self, why: str) -> None:
-        self.diverged = True
+    def _diverge(self, why: object, good: int) -> None:
         index = self.now.index
-        self.stopped = f"half-bridge {index} ({self.now.half_bridge.direction.value}) diverged: {why}"
-        warnings.warn(f"{self.stopped}. The last good iterate is returned", RuntimeWarning, stacklevel=4)
+        self._ended(
+            Diverged(f"half-bridge {index} ({self.now.half_bridge.direction.value}) diverged: {why}", max(0, good))
+        )
+
+    def _ended(self, diverged: Diverged) -> None:
+        self.diverged, self.stopped = diverged, diverged.why
+        warnings.warn(f"{diverged.why}. The last good iterate is returned", RuntimeWarning, stacklevel=5)
 
     def state(self) -> dict[str, Any]:
         """All that the rest of the run depends on, but for the call's arguments."""
@@ -120,10 +154,12 @@ class BridgeRun:
             "trainer": None if self.trainer is None else self.trainer.state(),
             "rows": [list(row) for row in self.rows],
             "losses": list(self.losses),
+            "diverged": None if self.diverged is None else self.diverged._asdict(),
         }
 
     def load(self, state: dict[str, Any], step: int) -> None:
-        """Go on from a `state` after `step` steps. ValueError for other networks."""
+        """Go on from a `state` after `step` steps; from one that diverged there is no way on, which is told. ValueError for
+        other networks."""
         regressor = self.regressor
         for name, modules in (("begun", regressor.nets), ("heads", regressor.heads)):
             for way, weights in state[name].items():
@@ -136,7 +172,9 @@ class BridgeRun:
         self.losses = list(state["losses"])
         if state["trainer"] is not None:
             self.trainer = regressor.begin(self.now.half_bridge)
-            self.trainer.load(state["trainer"], step - self.now.index * regressor.settings.steps)
+            self.trainer.load(state["trainer"], step - self.now.index * self.settings.steps)
+        if state["diverged"] is not None:
+            self._ended(Diverged(**state["diverged"]))
 
 
 class Restored(NamedTuple):
