@@ -104,8 +104,8 @@ def child(act):
     return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
 
 
-def attempt(out, kind, count):
-    """Train until the count-th step of this attempt, or the count-th write."""
+def attempt(train, out, kind, count):
+    """train(out, "auto", callback) until the count-th step of this attempt, or the count-th write."""
 
     def act():
         seen = [0]
@@ -129,8 +129,8 @@ def same_bits(one, other):
     return one.dtype == other.dtype and one.shape == other.shape and one.numpy().tobytes() == other.numpy().tobytes()
 
 
-def rows(folder):
-    with open(folder / "log.csv", newline="") as file:
+def rows(folder, name="log.csv"):
+    with open(folder / name, newline="") as file:
         return [{k: v for k, v in row.items() if k != "seconds"} for row in csv.DictReader(file)]
 
 
@@ -139,9 +139,9 @@ def main(folder):
     plan = [("write", k) for k in (1, 2, 3, 7)]  # before there is anything, and within the first checkpoint
     plan += [(kind, draw.randint(1, 14 if kind == "step" else 24)) for kind in ["step", "write"] * 5]
     plan += [("SIGINT", 4), ("SIGTERM", 3)]
-    statuses = [attempt(folder / "killed", kind, count) for kind, count in plan]
+    statuses = [attempt(train, folder / "killed", kind, count) for kind, count in plan]
     steps = max(checkpoint.steps(folder / "killed" / "checkpoints"), default=0)
-    statuses.append(attempt(folder / "killed", None, 0))
+    statuses.append(attempt(train, folder / "killed", None, 0))
     statuses.append(child(lambda: train(folder / "whole", False) and 0))
     whole, killed = (checkpoint.read(folder / name / "checkpoints") for name in ("whole", "killed"))
     print(

@@ -1,0 +1,238 @@
+"""However a bridge's run ends, killed, out of space, by a signal or by divergence: no step is lost, and its folder says why."""
+
+import errno
+import json
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from bridge_nets import F64, NEAR0, NEAR1, ONE, nets
+from bridge_runs import CHAIN, state, train
+
+from halfbridge.nets import MLP
+from halfbridge.training import checkpoint
+from halfbridge.training.bridge import ReferenceChain, load_bridge
+from halfbridge.training.bridge.monitors import Monitors
+from halfbridge.training.durable import write_file
+from halfbridge.training.interrupts import Interrupted
+from halfbridge.training.log import Log
+from halfbridge.training.workers import Workers
+
+
+def test_a_bridge_killed_at_any_moment_ends_in_the_bits_of_one_never_interrupted(tmp_path):
+    """kill -9 in the first checkpoint, in a half-bridge and at its end, before and between its line of the monitors and its
+    checkpoint, and while the cache's file is made; SIGTERM. Matched full covariances, dropout, BatchNorm, two averages, two
+    micro-batches, a cache on the disk."""
+    script = Path(__file__).with_name("killed_bridges.py")
+    ran = subprocess.run([sys.executable, str(script), str(tmp_path)], capture_output=True, text=True, check=False)
+    assert ran.returncode == 0, ran.stderr
+    found = json.loads(ran.stdout.splitlines()[-1])
+    assert found["statuses"] == [-signal.SIGKILL] * 11 + [75, 0, 0], ran.stderr
+    assert "Interrupted stopped by SIGTERM after step" in ran.stderr
+    assert found["between"] == [0, 1, 3, 1, 3, 12]
+    assert found["killed_at"] < 20
+    assert found["steps"] == [20, 20]
+    assert found["names"]
+    assert found["tensors"] > 60
+    assert found["different"] == []
+    assert found["state"]
+    assert found["log"]
+    assert found["monitors"]
+    assert found["rows"] == [12, 4]
+    assert found["cache"] == []
+
+
+class Burst(torch.nn.Module):
+    """An MLP that returns NaN from its `after`-th call on, in that mode."""
+
+    def __init__(self, after=10**9, training=True):
+        super().__init__()
+        self.net, self.after, self.mode, self.calls = nets(dtype=F64)[0], after, training, 0
+
+    def forward(self, x, t):
+        out = self.net(x, t)
+        self.calls += self.training is self.mode
+        return out * float("nan") if self.calls > self.after else out
+
+
+@pytest.mark.parametrize(
+    ("bursts", "at", "good", "why"),
+    [
+        ({"after": 12}, 16, 3, r"half-bridge 3 \(forward\) diverged: the loss is nan at step 1 of 5"),
+        # its paths were finite where they were measured, by 4 walks of 3 steps after it was tried once
+        (
+            {"after": 1 + 12, "training": False},
+            10,
+            1,
+            r"half-bridge 2 \(backward\) diverged: the forward chain is not fin",
+        ),
+        (
+            {"after": 1, "training": False},
+            10,
+            1,
+            r"half-bridge 1 \(forward\) diverged: the forward chain is not finite",
+        ),
+    ],
+    ids=["loss", "teacher", "measured"],
+)
+def test_a_run_that_diverged_says_so_whenever_it_is_resumed_or_read(bursts, at, good, why, tmp_path):
+    """In training, in the teacher's chain, which is the newest iterate's, and as it is measured."""
+    out, seen = tmp_path / "run", []
+    with pytest.warns(RuntimeWarning, match=why):
+        made = train(out, both=[Burst(**bursts), Burst()], accumulate=2, keep=1)
+    assert checkpoint.steps(out / "checkpoints")[-1] == at
+    with pytest.warns(RuntimeWarning, match=f"{why}.* The last good iterate is returned"):
+        again = train(out, True, both=[Burst(), Burst()], accumulate=2, keep=1, iterations=3, callback=seen.append)
+    with pytest.warns(RuntimeWarning, match=f"{why}.* The last good iterate is returned"):
+        read = load_bridge(out, forward_net=Burst(), backward_net=Burst())
+    assert seen == []
+    assert (made.diverged, again.diverged, again.stopped) == (True, True, made.stopped)
+    assert (made.iterate.index, again.iterate.index) == (good, good)
+    for to in ("end", "start"):
+        x = NEAR0.sample(5, 0)
+        wanted = made.translate(x, 1, to=to)
+        assert wanted.isfinite().all()
+        assert torch.equal(again.translate(x, 1, to=to), wanted)
+        assert torch.equal(read.translate(x, 1, to=to), wanted)
+
+
+def test_a_run_without_a_good_iterate_says_why_when_resumed_and_read(tmp_path):
+    for resume in (False, True):
+        with (
+            pytest.warns(RuntimeWarning, match="half-bridge 0"),
+            pytest.raises(
+                FloatingPointError, match=r"the loss is nan at step 0 of 5.*no iterate but the reference is good"
+            ),
+        ):
+            train(tmp_path / "run", resume, both=[Burst(), Burst(0)])
+    with pytest.raises(ValueError, match=r"has finished no half-bridge yet; half-bridge 0 .* the loss is nan"):
+        load_bridge(tmp_path / "run", forward_net=Burst(), backward_net=Burst())
+
+
+def full(path, data):
+    """`write_file` on a disk that is full from the monitors' third version on: those at the start and of the first half-bridge."""
+    if path.name == "monitors.csv" and data.count(b"\n") == 3:
+        raise OSError(errno.ENOSPC, "No space left on device")
+    write_file(path, data)
+
+
+def no_row(log, row):
+    if row.step == 8:
+        log._file.close()
+        log._file = Path("/dev/full").open("a")  # noqa: SIM115
+    ROW(log, row)
+
+
+ROW = Log.row
+
+
+@pytest.mark.parametrize(
+    ("place", "fails", "at", "error", "message"),
+    [
+        ("halfbridge.training.bridge.bridge_folder.write_file", full, 10, OSError, "cannot write monitors.csv in .*: No space"),
+        ("halfbridge.training.log.Log.row", no_row, 8, OSError, "cannot write log.csv in .*: No space left"),
+        ("halfbridge.training.bridge.bridge_loop.plot_samples", lambda *a: 1 / 0, 5, ZeroDivisionError, "division"),
+    ],
+    ids=["monitors", "log", "picture"],
+)  # fmt: skip
+def test_what_cannot_be_written_costs_no_step(place, fails, at, error, message, tmp_path, monkeypatch):
+    out, plots = tmp_path / "run", at == 5
+    monkeypatch.setattr(place, fails)
+    with pytest.raises(error, match=message) as raised:
+        train(out, save_every=0, iterations=1, plots=plots)
+    assert raised.value.__notes__ == [f"the run is saved in {out}, at step {at}"]
+    assert checkpoint.steps(out / "checkpoints")[-1] == at
+    monkeypatch.undo()
+    train(out, True, save_every=0, iterations=1)
+    train(tmp_path / "whole", iterations=1)
+    assert state(out) == state(tmp_path / "whole")
+
+
+@pytest.mark.parametrize(
+    ("index", "left"), [(1, "after step 5;.*: resume it to go on"), (2, "after step 10;.*: it is complete")]
+)
+def test_a_signal_while_an_iterate_is_measured_stops_after_that(index, left, tmp_path, monkeypatch):
+    measure = Monitors.measure
+
+    def signalled(monitors, now, *rest):
+        if now.index == index:
+            signal.raise_signal(signal.SIGTERM)
+        return measure(monitors, now, *rest)
+
+    monkeypatch.setattr(Monitors, "measure", signalled)
+    with pytest.raises(Interrupted, match=f"stopped by SIGTERM {left}"):
+        train(tmp_path / "run", iterations=1)
+    monkeypatch.undo()
+    train(tmp_path / "run", True, iterations=1)
+    train(tmp_path / "whole", iterations=1)
+    assert state(tmp_path / "run") == state(tmp_path / "whole")
+
+
+def test_a_config_that_was_edited_changes_no_bridge_that_is_read(tmp_path):
+    """The checkpoint's own, which its SHA-256 covers, is gone by; and a reference that is given must be that one."""
+    out = tmp_path / "run"
+    train(out, iterations=1)
+    whole = (out / "config.json").read_text()
+    for old, new, message in [
+        ('"transitions": "exact"', '"transitions": "euler"', "reference.transitions = 'euler' but was 'exact'"),
+        ('"theta": 0.5', '"theta": 0.4', "reference.process.theta = 0.4 but was 0.5"),
+        ('"hidden": 8', '"hidden": 9', "_net.hidden = 9 but was 8"),
+        ('"batch_size": 8', '"batch": 8', "config.json is no run's config: there is no setting 'batch'"),
+    ]:
+        assert old in whole
+        (out / "config.json").write_text(whole.replace(old, new))
+        with pytest.raises(ValueError, match=f"{message}.*; restore "):
+            load_bridge(out)
+        with pytest.raises(ValueError, match=f"{message}.*; restore "):
+            train(out, True, iterations=1)
+    (out / "config.json").write_text(whole)
+    assert load_bridge(out, reference=CHAIN).reference == CHAIN
+    with pytest.raises(
+        ValueError, match=r"the reference of the run in .* has another .*transitions = 'euler' but was 'ex"
+    ):
+        load_bridge(out, reference=ReferenceChain(ONE, 3, "euler"))
+
+
+class Two(Workers):
+    count = 2
+
+
+def test_a_network_that_cannot_be_trained_leaves_no_folder(tmp_path, monkeypatch):
+    class Narrow(MLP):
+        def forward(self, x, t):
+            return super().forward(x, t)[:, :1]
+
+    out = tmp_path / "run"
+    with pytest.raises(ValueError, match=r"shape \(1, 1\) for a state of shape \(1, 2\) \(from `backward_net`\)"):
+        train(out, both=[nets(dtype=F64)[0], Narrow(2, hidden=8).double()])
+    with pytest.raises(ValueError, match="`forward_net` is float16, where Adam's epsilon"):
+        train(both=[net.half() for net in nets()], start=NEAR0, end=NEAR1)
+    with pytest.raises(ValueError, match=r"precision = 'bfloat16' keeps .* `forward_net` is torch\.float64"):
+        train(out, precision="bfloat16")
+    normed = torch.nn.Sequential(torch.nn.Linear(2, 2), torch.nn.BatchNorm1d(2)).double()
+    monkeypatch.setattr("halfbridge.training.bridge.fit.current", Two)
+    with pytest.raises(ValueError, match="`backward_net` cannot be trained by several processes: 1 is a BatchNorm1d"):
+        train(out, both=[nets(dtype=F64)[0], normed])
+    assert not out.exists()
+
+
+def test_a_cache_larger_than_its_limit_goes_to_the_disk_with_a_notice_and_trains_the_same(tmp_path):
+    size = 4 * 8 * 2 * 8  # states of 8 paths of 3 steps in the plane, float64
+    options = {"iterations": 1, "variance": "matched", "form": "full"}
+    with pytest.warns(
+        RuntimeWarning, match=f"has {size} bytes, more than cache_limit = {size - 1}: it goes to the disk"
+    ):
+        train(tmp_path / "disk", cache_limit=size - 1, cache_folder=tmp_path / "cache", **options)
+    assert list((tmp_path / "cache").iterdir()) == []
+    train(tmp_path / "memory", cache="memory", **options)
+    assert state(tmp_path / "disk") == state(tmp_path / "memory")
+
+
+def test_a_steps_order_is_looked_up_once_for_all_its_micro_batches(monkeypatch):
+    seen, order = [], sys.modules["halfbridge.training.trainer"].shuffled
+    monkeypatch.setattr("halfbridge.training.trainer.shuffled", lambda *a: (seen.append(a[2]), order(*a))[1])
+    train(accumulate=4, iterations=1)
+    assert seen == list(range(10))
