@@ -19,7 +19,7 @@ from halfbridge.nets import MLP
 from halfbridge.training import checkpoint, data, fit_score
 
 torch.set_num_threads(1)
-for name in ("safetensors.torch", "matplotlib.backends.backend_agg", "torch._dynamo"):
+for name in ("safetensors.torch", "torch._dynamo"):
     importlib.import_module(name)  # the children would each do it
 
 STEPS = 45
@@ -166,4 +166,5 @@ def main(folder):
 
 
 if __name__ == "__main__":
+    importlib.import_module("matplotlib.backends.backend_agg")
     main(Path(sys.argv[1]))

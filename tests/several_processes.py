@@ -112,13 +112,18 @@ CASES = {
 }
 
 
-def act(cases, folder, name):
+def act(cases, folder, name, known=CASES):
     for case in cases:
         try:
-            found = CASES[case](folder)
+            found = known[case](folder)
         except BaseException as error:
             found = {"error": f"{type(error).__name__}: {error}"}
         torch.save(found, folder / f"{case}-{name}-{current().index}.pt")
+
+
+def results(folder, case, name, count):
+    """What each of `count` processes saved."""
+    return [torch.load(folder / f"{case}-{name}-{index}.pt") for index in range(count)]
 
 
 def free_port():
@@ -127,8 +132,8 @@ def free_port():
         return taken.getsockname()[1]
 
 
-def group(count, cases, folder):
-    """Fork `count` processes that do the cases, and wait for them."""
+def group(count, cases, folder, known=CASES):
+    """Fork `count` processes that do the cases, functions of the folder, and wait for them."""
     port, children = free_port(), []
     for index in range(count):
         pid = os.fork()
@@ -138,7 +143,7 @@ def group(count, cases, folder):
                 place |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "ACCELERATE_USE_CPU": "true"}
                 os.environ.update({name: str(value) for name, value in place.items()})
             try:
-                act(cases, folder, str(count))
+                act(cases, folder, str(count), known)
             finally:
                 sys.stderr.flush()
                 os._exit(0)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from several_processes import free_port
+from several_processes import free_port, results
 
 from halfbridge.training import checkpoint
 from halfbridge.training.sampling import sample_rows
@@ -21,10 +21,6 @@ def ran(tmp_path_factory):
     folder = tmp_path_factory.mktemp("processes")
     subprocess.run([sys.executable, SCRIPT, str(folder)], capture_output=True, text=True, check=True)
     return folder
-
-
-def results(folder, case, name, count):
-    return [torch.load(folder / f"{case}-{name}-{index}.pt") for index in range(count)]
 
 
 def assert_one_training(one, several, tolerance):
