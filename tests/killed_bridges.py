@@ -3,6 +3,7 @@
 Matched full covariances and a cache on the disk. As in killed_runs, whose children these are. Prints a line of JSON.
 """
 
+import importlib
 import json
 import os
 import sys
@@ -117,4 +118,5 @@ def main(folder):
 
 
 if __name__ == "__main__":
+    importlib.import_module("ot")  # the children would each do it
     main(Path(sys.argv[1]))

@@ -148,7 +148,7 @@ ALONE = ["broken", "measured", "stopped", "resumed", "ended"]
 
 if __name__ == "__main__":
     folder = Path(sys.argv[-1])
-    for name in ("accelerate", "safetensors.torch", "torch._dynamo"):
+    for name in ("accelerate", "ot", "safetensors.torch", "torch._dynamo"):
         importlib.import_module(name)  # the children would each do it
     group(1, ALIKE, folder, CASES)
     group(2, [*ALIKE, *ALONE], folder, CASES)
