@@ -27,8 +27,9 @@ from halfbridge.training.settings import Settings
 
 __all__ = ["BRIDGES", "BridgeFolder", "describe_bridge", "describe_reference", "read_bridge_config"]
 
-FREE = ("iterations", "versions", "resumed", "settings")
-"""What a resumed run may change at this level: how far it goes, and what `Settings.fixed` leaves free but for the steps."""
+FREE = ("iterations", "data", "first_run", "versions", "resumed", "settings")
+"""What a resumed run may change at this level: how far it goes, where what it is made of was read from (the ends are compared
+by their digests), and what `Settings.fixed` leaves free but for the steps."""
 
 
 class BridgeFolder(RunFolder):
@@ -129,7 +130,7 @@ BRIDGES = RunKind(read_bridge_config, _trained)
 def _describe_end(law: End) -> dict[str, Any]:
     """Its type and the digest of all examples, or of a few samples, which follow from its parameters."""
     if isinstance(law, Normal):
-        return {"type": "Normal", "shape": list(law.shape), "std": law.std, "dtype": str(law.dtype)[6:]}
+        return {"type": "Normal", "shape": list(law.shape), "mean": law.mean, "std": law.std, "dtype": str(law.dtype)[6:]}
     values = law.data if isinstance(law, Examples) else law.sample(64, 0)
     flat = values.detach().cpu().contiguous().flatten().view(torch.uint8)
     return {

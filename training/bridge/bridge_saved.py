@@ -17,7 +17,7 @@ from halfbridge.training.bridge.reference import ReferenceChain
 from halfbridge.training.bridge.run import restore
 from halfbridge.training.bridge.views import Bridge
 from halfbridge.training.runs import check_untouched
-from halfbridge.training.saved import built
+from halfbridge.training.saved import built, load
 
 __all__ = ["load_bridge"]
 
@@ -34,8 +34,8 @@ def load_bridge(
 
     Networks of this library and the reference are built from what is written; pass forward_net=, backward_net= for others, and
     reference= for a process that is not written down. first: the score that was given to the run, where its kernels are
-    still those of the iterate. Nothing that is read can run code. Of a run that diverged it is the last good iterate, with a
-    RuntimeWarning that says why.
+    still those of the iterate; one that was given as a folder is read from there. Nothing that is read can run code. Of a run
+    that diverged it is the last good iterate, with a RuntimeWarning that says why.
 
     FileNotFoundError where there is no run; ValueError for one without an iterate, for damaged files, for a config.json that is
     not what the checkpoint was trained with, for weights of another architecture or another reference, and for what must be
@@ -51,7 +51,9 @@ def load_bridge(
     if not good:
         left = "go on with it: resume=True" if diverged is None else diverged["why"]
         raise ValueError(f"the run in {folder} has finished no half-bridge yet; {left}")
-    regression = config["regression"]
+    regression, first_run = config["regression"], config.get("first_run")
+    if first is None and first_run is not None and any(one["net"] is None for one in good):
+        first = load(first_run).field
     regressor = NetworkRegressor(
         _net("forward_net", config, forward_net, state, folder),
         _net("backward_net", config, backward_net, state, folder),

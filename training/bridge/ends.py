@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Protocol
 
 import torch
@@ -51,7 +52,7 @@ class Examples:
 
 
 class Normal:
-    """N(0, std^2 I) on states of `shape`: the prior of a bridge between data and noise. ValueError unless std > 0."""
+    """N(mean 1, std^2 I) on states of `shape`: the prior of a bridge between data and noise. ValueError unless std > 0."""
 
     def __init__(
         self,
@@ -59,21 +60,25 @@ class Normal:
         std: float = 1.0,
         dtype: torch.dtype = torch.float32,
         device: torch.device | str = "cpu",
+        mean: float = 0.0,
     ) -> None:
-        if not std > 0:
+        if not 0 < std < math.inf:
             raise ValueError(f"`std` = {std!r} must be positive")
+        if not math.isfinite(mean):
+            raise ValueError(f"`mean` = {mean!r} must be finite, the mean of every number of a state")
         self.shape, self.std, self.dtype, self.device = tuple(shape), float(std), dtype, torch.device(device)
+        self.mean = float(mean)
 
     def sample(self, n: int, seed: int, first: int = 0) -> Tensor:
         z = normal((n, *self.shape), seed, 0, first, dtype=self.dtype, device=self.device)
-        return z.mul_(self.std)
+        return z.mul_(self.std).add_(self.mean)
 
     def log_prob(self, x: Tensor) -> Tensor:
         """log density in nats, (batch,) float64."""
-        return normal_log_prob(x, self.std)
+        return normal_log_prob(x.double() - self.mean, self.std)
 
     def __repr__(self) -> str:
-        return f"Normal({self.shape}, std={self.std:g})"
+        return f"Normal({self.shape}, mean={self.mean:g}, std={self.std:g})"
 
 
 def check_ends(start: End, end: End) -> None:

@@ -29,6 +29,7 @@ from halfbridge.training.bridge.views import Bridge
 from halfbridge.training.data import Dataset
 from halfbridge.training.folder import Resume, open_in_all
 from halfbridge.training.modes import training_mode, uncompiled
+from halfbridge.training.saved import load
 from halfbridge.training.settings import Settings
 from halfbridge.training.workers import Workers, current
 
@@ -77,7 +78,7 @@ def fit_bridge(
     variance: str = "fixed",
     form: str = "diagonal",
     weighting: str = "kl",
-    first: Field | None = None,
+    first: Field | str | os.PathLike[str] | None = None,
     coupling: str = "reference",
     coupling_size: int = 256,
     cache_paths: int = 1024,
@@ -111,7 +112,8 @@ def fit_bridge(
     coupling    what "dsbm" begins from: "reference" (as DSB does), "independent" pairs of the ends, or, in minibatches of
                 coupling_size, "ot" or "sinkhorn": see `Coupling`
     target, variance, form, weighting, first, cache_paths, refresh, cache, cache_limit, cache_folder, covariance_paths
-                see `NetworkRegressor`
+                see `NetworkRegressor`. `first` may be the folder of a run of `fit_score` too, whose averaged network it then is;
+                the folder is written down, and `load_bridge` reads it again while the iterate needs it
     monitor_paths  paths that each iterate is measured on, see `Monitor`; stop: a `StopRule`
     settings, changes  `training.Settings`, whose fields are keywords here too. `steps` are the steps of each half-bridge, and the
                 learning rate's schedule begins anew with each; class_dropout and sample_* have no part here
@@ -131,6 +133,7 @@ def fit_bridge(
     settings = (Settings() if settings is None else settings).replace(**changes)
     workers, laws = current(), [_law(law) for law in (start, end)]
     check_ends(*laws)
+    first, first_run = _score(first, laws[0])
     _check({"forward_net": forward_net, "backward_net": backward_net}, laws[0], reference, first, settings, workers)
     if out is None and (resume is not False or plots):
         what = f"resume = {resume!r}" if resume is not False else "plots = True"
@@ -150,9 +153,11 @@ def fit_bridge(
     run = BridgeRun(reference_iterate(laws[0], laws[1], reference), regressor, monitors)
     folder = None
     if out is not None:
+        configs = {"start": _config(start), "end": _config(end)}
         config = describe_bridge(
-            laws[0], laws[1], reference, regressor, monitor_paths=monitor_paths, iterations=iterations
-        )
+            laws[0], laws[1], reference, regressor, monitor_paths=monitor_paths, iterations=iterations, data=configs,
+            first_run=first_run,
+        )  # fmt: skip
         folder = BridgeFolder(Path(out), config)
     with contextlib.ExitStack() as stack:
         stack.enter_context(torch.inference_mode(False))
@@ -171,6 +176,20 @@ def _law(end: Any) -> End:
         end = end.examples
     law: End = end if callable(getattr(end, "sample", None)) else Examples(end)
     return law
+
+
+def _config(end: Any) -> dict[str, Any] | None:
+    """What `data.load` makes the end from; None for what it did not make."""
+    return dict(end.config) if isinstance(end, Dataset) and end.config is not None else None
+
+
+def _score(first: Field | str | os.PathLike[str] | None, law: End) -> tuple[Field | None, str | None]:
+    """The field, and the folder that it was read from."""
+    if first is None or isinstance(first, Field):
+        return first, None
+    found = load(first)
+    found.net.to(law.sample(1, 0).device)
+    return found.field, str(Path(first).resolve())
 
 
 def _check(

@@ -3,7 +3,7 @@
 from halfbridge.training.data import order
 from halfbridge.training.data.dataset import Dataset, check_examples
 from halfbridge.training.data.digits import Digits, digits
-from halfbridge.training.data.loading import NAMES, load
+from halfbridge.training.data.loading import NAMES, load, rows
 from halfbridge.training.data.points import checkerboard, moons, ring, swiss_roll
 
 __all__ = [
@@ -17,5 +17,6 @@ __all__ = [
     "moons",
     "order",
     "ring",
+    "rows",
     "swiss_roll",
 ]

@@ -22,8 +22,9 @@ def read_arrays(path: Path, split: str | None) -> Raw:
     """The images or floats of the file, and their classes, where it has any.
 
     Keys: x_train, y_train, x_test, y_test (Keras' mnist.npz), of which `split` chooses, "train" unless told; or images
-    and, if there, labels; or a single array of any name, without classes. Raises ValueError, naming the file and what
-    it holds, for other keys, shapes and types, and for files that are damaged or hold pickled objects.
+    and, if there, labels; or samples, as `halfbridge sample` writes them; or a single array of any name, without
+    classes. Raises ValueError, naming the file and what it holds, for other keys, shapes and types, and for files that are
+    damaged or hold pickled objects.
     """
     arrays = _arrays(path)
     own_split = all(key in arrays for key, _ in SPLITS.values())
@@ -33,6 +34,8 @@ def read_arrays(path: Path, split: str | None) -> Raw:
         image_key, label_key = SPLITS[split or "train"] if own_split else SPLITS["train"]
     elif "images" in arrays:
         image_key, label_key = "images", "labels"
+    elif "samples" in arrays:
+        image_key, label_key = "samples", "labels"
     elif len(arrays) == 1:
         image_key, label_key = next(iter(arrays)), "labels"
     else:

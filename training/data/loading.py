@@ -18,7 +18,7 @@ from halfbridge.training.data.idx import find_idx, read_idx
 from halfbridge.training.data.points import Points, labelled_checkerboard, labelled_moons, labelled_ring, swiss_roll
 from halfbridge.training.data.raw import Raw
 
-__all__ = ["NAMES", "load"]
+__all__ = ["NAMES", "load", "rows"]
 
 Size = int | tuple[int, int] | list[int] | None
 
@@ -46,6 +46,7 @@ def load(
     size: Size = None,
     gray: bool | None = None,
     dequantise: bool = False,
+    classes: list[int | str] | None = None,
 ) -> Dataset:
     """The data set of that name, or the one at that path, in memory.
 
@@ -70,6 +71,8 @@ def load(
     split: "train" (which is the default) or "test", or "val", of data that come in such parts. Of other data holdout = 0.1
     makes a random tenth the "test" split, by `holdout_seed` alone: whatever n and `seed` are, no row of it is trained on.
     Draw another `seed` for fresh points of a law.
+    classes: those alone, by number or name: [3, 8] of the digits. They keep their numbers and names. n and n_per_class count
+    what is left then.
     size: resize images to (height, width), or to a square, by Pillow's Lanczos filter after cutting the middle that has
     the new proportions. Images of different sizes need it.
 
@@ -86,6 +89,7 @@ def load(
         "size": list(size) if isinstance(size, tuple) else size,
         "gray": gray,
         "dequantise": dequantise or None,
+        "classes": None if classes is None else list(classes),
     }
     asked = {key: value for key, value in asked.items() if value is not None}
     if n is not None and n_per_class is not None:
@@ -99,10 +103,20 @@ def load(
                 raise ValueError(f"{key} = {asked[key]!r}: {name!r} is a law in the plane, not a set of images; {hint}")
         return _draw(name, 10_000 if n is None else n, seed)
     raw = _read(name, name_or_path, split, size, gray)
-    raw = _subset(_part(raw, split, holdout, holdout_seed), n, n_per_class, seed)
+    raw = _subset(_of_classes(_part(raw, split, holdout, holdout_seed), classes), n, n_per_class, seed, classes)
     where = name or str(Path(name_or_path).expanduser().resolve())
     config = {"name_or_path": where, "seed": seed, **asked}
     return raw.dataset(name or Path(where).name, config, noise=seed if dequantise else None)
+
+
+def rows(path: str | Path, *, split: str | None = None, size: Size = None, gray: bool | None = None) -> torch.Tensor:
+    """What is at a path, as `load` reads it: (n, *shape), of which there may be a single row, to be given to a trained model."""
+    where = Path(path).expanduser()
+    examples = _read_path(where, split, _height_and_width(size), gray).examples()
+    bad = int((~torch.isfinite(examples)).sum())
+    if bad:
+        raise ValueError(f"{where} must be finite, but {bad} of its {examples.numel()} numbers are NaN or infinite")
+    return examples
 
 
 def _known(name_or_path: str | Path) -> str | None:
@@ -214,10 +228,12 @@ def _part(raw: Raw, split: str | None, holdout: float | None, seed: int) -> Raw:
     return raw.rows(dealt.holdout if split == "test" else dealt.train)
 
 
-def _subset(raw: Raw, n: int | None, n_per_class: int | None, seed: int) -> Raw:
+def _subset(
+    raw: Raw, n: int | None, n_per_class: int | None, seed: int, classes: list[int | str] | None
+) -> Raw:
     rows = len(raw.values)
     if n_per_class is not None:
-        return raw.rows(_of_each_class(raw, n_per_class, seed))
+        return raw.rows(_of_each_class(raw, n_per_class, seed, classes))
     if n is None:
         return raw
     if not 1 <= n <= rows:
@@ -225,14 +241,38 @@ def _subset(raw: Raw, n: int | None, n_per_class: int | None, seed: int) -> Raw:
     return raw.rows(order.pick(rows, n, seed))
 
 
-def _of_each_class(raw: Raw, count: int, seed: int) -> torch.Tensor:
+def _of_classes(raw: Raw, wanted: list[int | str] | None) -> Raw:
+    if wanted is None:
+        return raw
+    numbers, classes = _numbers(raw, wanted), torch.as_tensor(raw.classes)
+    kept = torch.isin(classes, torch.tensor(numbers)).nonzero()[:, 0]
+    if not len(kept):
+        raise ValueError(f"classes = {wanted!r}: there is no example of them")
+    return raw.rows(kept)
+
+
+def _numbers(raw: Raw, wanted: list[int | str]) -> list[int]:
+    """Of the classes that are named by number or name."""
+    if raw.classes is None or raw.names is None:
+        raise ValueError(f"classes = {wanted!r}: this data has no classes; leave it out")
+    if not wanted:
+        raise ValueError("classes = [] leaves nothing; name at least one, or leave it out for all")
+    numbers = {name: k for k, name in enumerate(raw.names)}
+    found = [one if type(one) is int else numbers.get(str(one), -1) for one in wanted]
+    for one, k in zip(wanted, found, strict=True):
+        if not 0 <= k < len(raw.names):
+            raise ValueError(f"classes = {wanted!r}: there is no class {one!r}; {nearest(one, raw.names)}")
+    return found
+
+
+def _of_each_class(raw: Raw, count: int, seed: int, wanted: list[int | str] | None) -> torch.Tensor:
     """Row numbers, ascending: of each class the first `count` rows of a shuffled pass."""
     if raw.classes is None or raw.names is None:
         raise ValueError(f"n_per_class = {count}: this data has no classes; pass n")
     shuffled = order.shuffled(len(raw.values), seed, 0, len(raw.values))
     parts = []
-    for k, name in enumerate(raw.names):
-        members = shuffled[raw.classes[shuffled] == k]
+    for k in range(len(raw.names)) if wanted is None else sorted({*_numbers(raw, wanted)}):
+        name, members = raw.names[k], shuffled[raw.classes[shuffled] == k]
         if not 1 <= count <= len(members):
             raise ValueError(f"n_per_class = {count}: class {name!r} has {len(members)} examples")
         parts.append(members[:count])

@@ -42,15 +42,8 @@ class Raw(NamedTuple):
                     f"dequantise = True: data {name!r} has no grey levels, only images have them; leave it out"
                 )
             return Dataset(self.values, self.classes, name, self.names, config=config)
-        steps = torch.arange(self.levels, dtype=torch.float64, device="cpu")
-        table = ((2.0 * steps - (self.levels - 1)) / (self.levels - 1)).float()
-        examples = torch.empty(self.values.shape, dtype=torch.float32, device="cpu")
-        first = 0
-        for part, place in zip(in_pieces(self.values), in_pieces(examples), strict=True):
-            place.copy_(table[part.long()] if noise is None else dequantise(part, noise, first, levels=self.levels))
-            first += len(part)
         return Dataset(
-            examples,
+            self.examples(noise),
             self.classes,
             name,
             self.names,
@@ -59,3 +52,16 @@ class Raw(NamedTuple):
             pixels=self.values,
             config=config,
         )
+
+    def examples(self, noise: int | None = None) -> torch.Tensor:
+        """The rows as `Dataset.examples` has them."""
+        if self.values.is_floating_point():
+            return self.values
+        steps = torch.arange(self.levels, dtype=torch.float64, device="cpu")
+        table = ((2.0 * steps - (self.levels - 1)) / (self.levels - 1)).float()
+        examples = torch.empty(self.values.shape, dtype=torch.float32, device="cpu")
+        first = 0
+        for part, place in zip(in_pieces(self.values), in_pieces(examples), strict=True):
+            place.copy_(table[part.long()] if noise is None else dequantise(part, noise, first, levels=self.levels))
+            first += len(part)
+        return examples
