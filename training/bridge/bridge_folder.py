@@ -130,7 +130,13 @@ BRIDGES = RunKind(read_bridge_config, _trained)
 def _describe_end(law: End) -> dict[str, Any]:
     """Its type and the digest of all examples, or of a few samples, which follow from its parameters."""
     if isinstance(law, Normal):
-        return {"type": "Normal", "shape": list(law.shape), "mean": law.mean, "std": law.std, "dtype": str(law.dtype)[6:]}
+        return {
+            "type": "Normal",
+            "shape": list(law.shape),
+            "mean": law.mean,
+            "std": law.std,
+            "dtype": str(law.dtype)[6:],
+        }
     values = law.data if isinstance(law, Examples) else law.sample(64, 0)
     flat = values.detach().cpu().contiguous().flatten().view(torch.uint8)
     return {

@@ -228,9 +228,7 @@ def _part(raw: Raw, split: str | None, holdout: float | None, seed: int) -> Raw:
     return raw.rows(dealt.holdout if split == "test" else dealt.train)
 
 
-def _subset(
-    raw: Raw, n: int | None, n_per_class: int | None, seed: int, classes: list[int | str] | None
-) -> Raw:
+def _subset(raw: Raw, n: int | None, n_per_class: int | None, seed: int, classes: list[int | str] | None) -> Raw:
     rows = len(raw.values)
     if n_per_class is not None:
         return raw.rows(_of_each_class(raw, n_per_class, seed, classes))
