@@ -9,13 +9,13 @@ from collections.abc import Sequence
 import torch
 
 import halfbridge as hb
-from halfbridge.commands import bench, certify, demo, likelihood, sample, table, train
+from halfbridge.commands import bench, certify, demo, likelihood, sample, table, train, translate
 from halfbridge.parser import Parser, fail
 from halfbridge.training.workers import FirstFailed
 
 __all__ = ["main", "parser"]
 
-COMMANDS = (demo, table, certify, bench, train, sample, likelihood)
+COMMANDS = (demo, table, certify, bench, train, sample, translate, likelihood)
 
 EXPECTED = (ValueError, TypeError, ImportError, OSError, ArithmeticError, torch.OutOfMemoryError)
 """What the package raises for bad input; anything else is a bug of ours and keeps its traceback."""

@@ -6,7 +6,7 @@ import textwrap
 from collections.abc import Callable, Collection, Iterable, Mapping
 from typing import Any
 
-from halfbridge import names
+from halfbridge import bridge_names, names
 from halfbridge.nets.columns import COLUMNS
 from halfbridge.solvers import names as solver_names
 from halfbridge.solvers.calls import usage
@@ -14,7 +14,7 @@ from halfbridge.training import data, objectives
 from halfbridge.training.losses import TIMES, WEIGHTINGS, LearnedSchedule
 from halfbridge.training.objectives.described import DECODER, TIME_LAWS, WEIGHTS
 
-__all__ = ["grids", "processes", "solvers", "trainable"]
+__all__ = ["bridges", "grids", "processes", "solvers", "trainable"]
 
 
 def solvers() -> str:
@@ -29,14 +29,25 @@ def grids() -> str:
     return _lines("grids", solver_names.GRIDS, solver_names.OF_GRIDS)
 
 
+def bridges() -> str:
+    """Ends, references, step sizes and networks of bridges."""
+    return "\n".join(
+        [
+            *_data("ends"),
+            _lines("", bridge_names.ENDS),
+            _lines("references", {**solver_names.PROCESSES, **bridge_names.REFERENCES}),
+            _lines("gammas", bridge_names.GAMMAS, bridge_names.OF_GAMMAS),
+            _lines("networks", names.NETS, names.OF_NETS),
+        ]
+    )
+
+
 def trainable() -> str:
     """Data, networks, objectives and their choices."""
-    known = f"{', '.join(data.NAMES)}; MNIST's idx files or their folder, an .npz or .npy file, a folder of images"
     bounds = {"learned": LearnedSchedule, **DECODER.kinds}
     return "\n".join(
         [
-            _entry("data", f"{known} (a sub-folder for each class)"),
-            _entry("", usage("any", data.load, names.OF_DATA) + "; of laws in the plane: n, seed"),
+            *_data("data"),
             _lines("networks", names.NETS, names.OF_NETS),
             _lines("preconditions", COLUMNS),
             _lines("objectives", objectives.NAMES, names.OF_OBJECTIVES),
@@ -46,6 +57,14 @@ def trainable() -> str:
             _entry("schedule, levels", _choices((), bounds)),
         ]
     )
+
+
+def _data(head: str) -> list[str]:
+    known = f"{', '.join(data.NAMES)}; MNIST's idx files or their folder, an .npz or .npy file, a folder of images"
+    return [
+        _entry(head, f"{known} (a sub-folder for each class)"),
+        _entry("", usage("any", data.load, names.OF_DATA) + "; of laws in the plane: n, seed"),
+    ]
 
 
 def _choices(plain: Iterable[str], kinds: Mapping[str, type]) -> str:

@@ -16,6 +16,7 @@ from halfbridge.solvers.nearest import near, nearest
 __all__ = [
     "Commands",
     "Parser",
+    "check_range",
     "count",
     "fail",
     "number",
@@ -131,6 +132,12 @@ def numbers(text: str) -> tuple[float, ...]:
 def one_or_several(text: str) -> float | tuple[float, ...]:
     """A number, or, with a comma, a tuple."""
     return numbers(text) if "," in text else number(text)
+
+
+def check_range(found: tuple[float, ...]) -> None:
+    """ValueError for a --range that is none."""
+    if len(found) != 2 or not found[0] < found[1]:
+        raise ValueError(f"--range {found} must be two numbers, the lower first")
 
 
 def switch(group: argparse._ActionsContainer, name: str, text: str, default: bool | None = False) -> None:

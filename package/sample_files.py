@@ -48,11 +48,12 @@ def write(
     data: torch.Tensor | None,
     range: tuple[float, float],
     columns: int | None,
+    more: Mapping[str, torch.Tensor] | None = None,
 ) -> None:
     """Write samples (n, *shape) whole or not at all.
 
     .png: see `pictures.draw`, which data, range and columns are for. .npy: the samples. .npz and .safetensors: arrays `samples`
-    and, where there are any, `classes` (n,), -1 for none; .safetensors has `facts` as its metadata.
+    and, where there are any, `classes` (n,), -1 for none, and those of `more`; .safetensors has `facts` as its metadata.
     """
     samples = samples.cpu().contiguous()
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -60,6 +61,7 @@ def write(
         pictures.draw(samples, path, data=data, range=range, columns=columns)
         return
     arrays = {"samples": samples} | ({} if classes is None else {"classes": classes.cpu()})
+    arrays |= {name: array.cpu().contiguous() for name, array in (more or {}).items()}
     if path.suffix == ".safetensors":
         from safetensors.torch import save
 

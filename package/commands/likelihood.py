@@ -3,28 +3,30 @@
 from __future__ import annotations
 
 import argparse
-import json
 import math
-import time
-from collections.abc import Callable
-from typing import Any, NamedTuple
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import torch
 
 from halfbridge import config_file, listings, names
+from halfbridge.commands import bridge_run
+from halfbridge.commands.bridge_run import BridgeRun, is_bridge, refuse
+from halfbridge.commands.bridge_run import introduce as introduce_bridge
+from halfbridge.commands.likelihood_table import Method, as_json, as_text, measure
 from halfbridge.commands.machine import add_machine, device_of, quietly, use_threads
 from halfbridge.commands.trained import add_run, dtype_of, introduce, load, shape_of
+from halfbridge.commands.unseen import unseen
 from halfbridge.parser import Commands, count, number, switch, whole
 from halfbridge.solvers import adaptive, grids
 from halfbridge.solvers import names as solver_names
-from halfbridge.solvers.dequantise import bits_per_dim
 from halfbridge.solvers.divergence import Hutchinson
 from halfbridge.solvers.elbo import elbo
 from halfbridge.solvers.field import Field
+from halfbridge.solvers.heun import Heun
 from halfbridge.solvers.likelihood import Likelihood, log_likelihood
-from halfbridge.training import data as data_sets
+from halfbridge.solvers.processes import Process
 from halfbridge.training.data import Dataset
-from halfbridge.training.data.loading import POINTS
 from halfbridge.training.data.order import pick
 from halfbridge.training.saved import Saved
 from halfbridge.training.workers import current
@@ -37,6 +39,7 @@ examples:
   halfbridge likelihood runs/digits --method flow --divergence exact -n 64 --json
   halfbridge likelihood runs/moons --data 'moons(n=2000, seed=7)' -n 2000 --solver dopri5 --rtol 1e-6
 
+Of a run of train bridge --end normal it is the log-density of its probability flow's samples at the start, from that at the end.
 flow is the log-density of the probability flow's samples at the process's t_min (in the mean over the probes of hutchinson), to
 the solver's error: that of an adaptive solver is kept by --rtol and --atol; nothing keeps that of --steps, so compare with
 twice as many, or with dopri5. elbo is a lower bound on that of the reverse SDE's samples, of --draws times and noises.
@@ -47,19 +50,6 @@ solvers: {", ".join(adaptive.METHODS)}, adaptive, of the extra engines; or, with
 
 EXACT = 16
 """Dimensions up to which the divergence is exact unless told: it costs that many backward passes."""
-
-
-class Row(NamedTuple):
-    """A line of the table: means over the examples, with their standard errors."""
-
-    method: str
-    log_prob: float
-    log_prob_error: float
-    bits_per_dim: float
-    bits_per_dim_error: float
-    evaluations: int
-    """Of the network on an example, the most over the batches."""
-    seconds: float
 
 
 def add(commands: Commands) -> None:
@@ -84,8 +74,10 @@ def add(commands: Commands) -> None:
     parser.add_argument(
         "--seed", type=whole, default=0, metavar="N", help="of their choice, grey levels, probes and draws"
     )
-    parser.add_argument("--method", default="both", choices=["flow", "elbo", "both"], help="flow, elbo or both")
-    parser.add_argument("--solver", default="dpm3", metavar="NAME", help="of the flow")
+    parser.add_argument(
+        "--method", choices=["flow", "elbo", "both"], help="flow, elbo or both (default: both; of a bridge flow alone)"
+    )
+    parser.add_argument("--solver", metavar="NAME", help="of the flow (default: dpm3; of a bridge heun)")
     parser.add_argument(
         "--rtol", type=number, default=1e-5, metavar="X", help="relative tolerance of an adaptive solver"
     )
@@ -133,40 +125,84 @@ def _run(options: argparse.Namespace) -> int:
         raise ValueError(
             f"--steps {options.steps}: {options.solver} chooses its steps; leave it out, or pass --solver dpm3"
         )
-    solver: Any = options.solver if adaptive_one else solver_names.solver(options.solver)
+    given: Any = options.solver if adaptive_one else solver_names.solver(options.solver or "dpm3")
     if config_file.write(options):
         return 0
     if current().count > 1:
         raise ValueError("likelihood runs in one process; start it without accelerate launch")
     use_threads(options.threads)
     device = device_of(options.device, current())
+    say = quietly(options.json)
+    if is_bridge(options.folder):
+        return _of_bridge(options, bridge_run.load(options.folder, device), given if options.solver else Heun(), say)
     found = load(options.folder, options.average, device)
     if found.classes and found.no_class is False and options.classes == "none":
         raise ValueError(
             "--classes none: the network was always told the class in training and knows nothing of none; leave it out, or train "
             "with --class-dropout 0.1"
         )
-    data, what = _data(options, found)
+    data, what = _data(options, found.data)
     rows = pick(len(data), min(options.number, len(data)), options.seed)
     x0, told = _examples(options, found, data, rows, device)
 
     def field(part: slice) -> Field:
         return found.as_field() if told is None else found.as_field(classes=told[part])
 
-    say = quietly(options.json)
     introduce(say, options.folder, found)
+    told_of = {"step": found.step, "average": found.average}
+    methods = {
+        "flow": _flow(options, given, found.process, grids.half_log_snr, shape_of(found)),
+        "elbo": _bound(options),
+    }
+    if options.method not in (None, "both"):
+        methods = {options.method: methods[options.method]}
+    return _tell(options, say, field, methods, x0, data, what, found.data, told_of)
+
+
+def _of_bridge(options: argparse.Namespace, run: BridgeRun, solver: Any, say: Callable[[str], None]) -> int:
+    """By the probability flow, from the density of the end."""
+    refuse(options, "a bridge, which keeps its first average", "average")
+    refuse(options, "a bridge, whose networks know no classes", "classes")
+    if options.reconstruct or options.method not in (None, "flow"):
+        asked = "--reconstruct" if options.reconstruct else f"--method {options.method}"
+        raise ValueError(f"{asked}: {options.folder} is a bridge, whose likelihood is that of its flow; leave it out")
+    prior, _ = run.law("end", options.seed)
+    if not callable(getattr(prior, "log_prob", None)):
+        raise ValueError(
+            f"{options.folder} ends in data, which have no density for its flow to begin from; train a bridge with --end normal"
+        )
+    data, what = _data(options, (run.config.get("data") or {}).get("start"))
+    if data.shape != run.shape:
+        raise ValueError(f"data {data.name!r} has examples of {data.shape}, and the bridge joins laws on {run.shape}")
+    x0 = data.dequantised(options.seed, dtype=run.dtype) if data.levels else data.examples.to(run.dtype)
+    x0 = x0[pick(len(data), min(options.number, len(data)), options.seed)].to(run.device)
+    introduce_bridge(say, run)
+    field, process = run.bridge.flow_field(), run.bridge.reference.process
+    flow = _flow(options, solver, process, grids.uniform, run.shape, prior=prior)
+    start = (run.config.get("data") or {}).get("start")
+    return _tell(options, say, lambda part: field, {"flow": flow}, x0, data, what, start, {"step": run.step})
+
+
+def _tell(
+    options: argparse.Namespace,
+    say: Callable[[str], None],
+    field: Callable[[slice], Field],
+    methods: Mapping[str, Method],
+    x0: torch.Tensor,
+    data: Dataset,
+    what: str,
+    trained_on: Mapping[str, Any] | None,
+    facts: Mapping[str, Any],
+) -> int:
     say(f"data: {len(x0)} of {len(data)} examples of {data.name}, {what}" + (", dequantised" if data.levels else ""))
-    if data.levels and not (found.data or {}).get("dequantise"):
+    if data.levels and not (trained_on or {}).get("dequantise"):
         say("note: the network was trained on grey levels, not on dequantised data, whose density this is")
-    methods = ["flow", "elbo"] if options.method == "both" else [options.method]
-    run = {"flow": _flow(options, solver, found), "elbo": _bound(options)}
-    table = [_measure(method, run[method], field, x0, options.batch, data) for method in methods]
+    table = [measure(name, method, field, x0, options.batch, data) for name, method in methods.items()]
     if options.json:
-        facts = {"run": options.folder, "step": found.step, "average": found.average, "data": data.name, "part": what}
-        found_rows = [{k: None if v != v else v for k, v in row._asdict().items()} for row in table]
-        print(json.dumps({**facts, "examples": len(x0), "methods": found_rows}, indent=2))
+        known = {"run": options.folder, **facts, "data": data.name, "part": what, "examples": len(x0)}
+        print(as_json(table, known))
     else:
-        _print(table)
+        print(as_text(table))
     return 0
 
 
@@ -185,42 +221,31 @@ def _examples(
     return x0[rows].to(device), data.classes[rows].to(device)
 
 
-def _data(options: argparse.Namespace, found: Saved) -> tuple[Dataset, str]:
+def _data(options: argparse.Namespace, config: Mapping[str, Any] | None) -> tuple[Dataset, str]:
     """The data, and what they are to the network."""
     if options.data is not None:
         return names.data(options.data), "asked for"
-    if found.data is None:
+    if config is None:
         raise ValueError(f"{options.folder} does not say what it was trained on; pass --data")
-    config = found.data
-    if "holdout" in config:
-        return data_sets.load(**{**_whole(config), "split": "test"}), "held out of training"
-    if config["name_or_path"] in POINTS:
-        fresh = {"n": max(options.number, 2), "seed": (config["seed"] + 1 + options.seed) % 2**64}
-        return data_sets.load(**{**config, **fresh}), "a fresh sample"
-    if config.get("split") != "test":
-        try:
-            return data_sets.load(**{**_whole(config), "split": "test"}), "the test split"
-        except ValueError:  # it comes in one piece
-            pass
-    return data_sets.load(**config), "the ones it was trained on"
+    return unseen(config, options.seed, max(options.number, 2))
 
 
-def _whole(config: dict[str, Any]) -> dict[str, Any]:
-    """Without the choice of a subset, which was of the training data."""
-    return {key: value for key, value in config.items() if key not in ("n", "n_per_class")}
-
-
-Method = Callable[..., Likelihood]
-
-
-def _flow(options: argparse.Namespace, solver: Any, found: Saved) -> Method:
-    exact = options.divergence == "exact" or (options.divergence == "auto" and math.prod(shape_of(found)) <= EXACT)
+def _flow(
+    options: argparse.Namespace,
+    solver: Any,
+    process: Process,
+    grid: Callable[..., Any],
+    shape: tuple[int, ...],
+    prior: Any = None,
+) -> Method:
+    """By the solver, which is the name of an adaptive one or takes options.steps on the grid of that kind."""
+    exact = options.divergence == "exact" or (options.divergence == "auto" and math.prod(shape) <= EXACT)
     divergence: Any = "exact" if exact else Hutchinson(options.probes, seed=options.seed)
+    how: dict[str, Any] = {"solver": solver, "prior": prior}
     if isinstance(solver, str):
-        how: dict[str, Any] = {"solver": solver, "rtol": options.rtol, "atol": options.atol}
+        how |= {"rtol": options.rtol, "atol": options.atol}
     else:
-        steps = 40 if options.steps is None else options.steps
-        how = {"solver": solver, "grid": grids.half_log_snr(found.process, steps)}
+        how["grid"] = grid(process, 40 if options.steps is None else options.steps)
 
     def flow(field: Field, x0: torch.Tensor, first: int) -> Likelihood:
         try:
@@ -238,40 +263,3 @@ def _bound(options: argparse.Namespace) -> Method:
         return elbo(field, x0, samples=options.draws, seed=seed, first=first, reconstruct=options.reconstruct)
 
     return bound
-
-
-def _measure(
-    name: str, method: Method, field: Callable[[slice], Field], x0: torch.Tensor, batch: int, data: Dataset
-) -> Row:
-    begun, parts = time.perf_counter(), []
-    with torch.no_grad():
-        for first in range(0, len(x0), batch):
-            part = slice(first, min(first + batch, len(x0)))
-            parts.append(method(field(part), x0[part], first))
-    log_prob = torch.cat([part.log_prob for part in parts]).cpu()
-    d = x0[0].numel()
-    bits = -log_prob / (d * math.log(2.0))
-    if data.levels and data.range:
-        bits = bits_per_dim(log_prob, d, levels=data.levels, low=data.range[0], high=data.range[1])
-    return Row(
-        name,
-        log_prob.mean().item(),
-        _error(log_prob),
-        bits.mean().item(),
-        _error(bits),
-        max(part.nfe for part in parts),
-        time.perf_counter() - begun,
-    )
-
-
-def _error(values: torch.Tensor) -> float:
-    """The standard error of the mean; NaN, null in JSON, for one value."""
-    return values.std().item() / math.sqrt(len(values)) if len(values) > 1 else math.nan
-
-
-def _print(table: list[Row]) -> None:
-    print(f"{'':6}{'log p, nats an example':>28}{'bits per dimension':>26}{'evaluations':>13}{'seconds':>9}")
-    for row in table:
-        nats = f"{row.log_prob:.3f} +- {row.log_prob_error:.3f}"
-        bits = f"{row.bits_per_dim:.4f} +- {row.bits_per_dim_error:.4f}"
-        print(f"{row.method:6}{nats:>28}{bits:>26}{row.evaluations:>13}{row.seconds:>9.1f}")

@@ -5,13 +5,14 @@ from __future__ import annotations
 import argparse
 import os
 from collections.abc import Callable
+from typing import Any
 
 import torch
 
 from halfbridge.parser import count
 from halfbridge.training.workers import Workers
 
-__all__ = ["add_machine", "device_of", "quietly", "use_threads"]
+__all__ = ["add_machine", "bar", "device_of", "quietly", "use_threads"]
 
 
 def add_machine(group: argparse._ActionsContainer) -> None:
@@ -52,6 +53,13 @@ def device_of(name: str, workers: Workers) -> torch.device:
     except (RuntimeError, AssertionError) as error:
         raise ValueError(f"--device {name}: {str(error).splitlines()[0]}") from error
     return device
+
+
+def bar(total: int, shown: bool) -> Any:
+    """tqdm's, of samples."""
+    from tqdm.auto import tqdm
+
+    return tqdm(total=total, desc="sampling", unit="sample", disable=not shown)
 
 
 def quietly(quiet: bool) -> Callable[[str], None]:

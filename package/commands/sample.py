@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import argparse
-import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from halfbridge import config_file, listings, sample_files
-from halfbridge.commands.machine import add_machine, device_of, quietly, use_threads
+from halfbridge.commands import bridge_run
+from halfbridge.commands.bridge_output import carry, target
+from halfbridge.commands.bridge_route import CHAIN, add_route, check_solver, find_route
+from halfbridge.commands.bridge_run import BridgeRun, is_bridge, refuse
+from halfbridge.commands.bridge_run import introduce as introduce_bridge
+from halfbridge.commands.machine import add_machine, bar, device_of, quietly, use_threads
 from halfbridge.commands.trained import (
     add_run,
     classes_of,
@@ -22,14 +27,15 @@ from halfbridge.commands.trained import (
     make_grid,
     shape_of,
 )
-from halfbridge.parser import Commands, count, number, numbers, path, switch, whole
+from halfbridge.commands.training_run import shows_progress
+from halfbridge.parser import Commands, check_range, count, number, numbers, path, switch, whole
 from halfbridge.solvers import names
 from halfbridge.solvers.field import Field
 from halfbridge.training import data as data_sets
 from halfbridge.training.data.order import pick
 from halfbridge.training.sampling import sample_rows
 from halfbridge.training.saved import Saved
-from halfbridge.training.workers import current
+from halfbridge.training.workers import Workers, current
 
 __all__ = ["add"]
 
@@ -39,7 +45,11 @@ examples:
   halfbridge sample runs/digits --solver 'Ancestral' --grid uniform --evaluations 50 -n 100 --classes 0-9 --out digits.png
   halfbridge sample runs/moons --solver heun -n 10000 --seed 1 --out samples.npz
   accelerate launch --multi_gpu --num_processes 2 -m halfbridge sample runs/digits -n 10000 --out samples.safetensors
+  halfbridge sample runs/3-8 --to end --times 0.25,0.5,0.75 -n 16 --out paths.png
 
+Of a run of train bridge, samples of one end are carried to the other, --to: by its own chain, by em along its SDE, or by a
+deterministic solver along its probability flow. Files hold the `origins` that `samples` came from too and, with --times,
+`times` and the `trajectory` (times, n, ...). (For data of yours: halfbridge translate.)
 Sample number i depends on --seed, i and --batch only: several processes of as many threads (--threads) give the bits of one,
 and -n 64 --first 64 are the next 64.
 names, here with their arguments and defaults; a solver may be module:Class of your own too, and a grid levels,
@@ -68,18 +78,31 @@ def add(commands: Commands) -> None:
     parser.add_argument("-n", "--number", type=count, default=64, metavar="N", help="samples")
     parser.add_argument("--first", type=whole, default=0, metavar="N", help="number of the first sample")
     parser.add_argument("--seed", type=whole, default=0, metavar="N", help="of the starts and the noise")
-    parser.add_argument("--solver", default="dpm3", metavar="NAME", help="e.g. heun, pc, 'DDIM(eta=0.5)'")
-    parser.add_argument("--steps", type=count, metavar="N", help="steps of the solver (default: 10)")
+    parser.add_argument(
+        "--solver", metavar="NAME", help="e.g. heun, pc, 'DDIM(eta=0.5)' (default: dpm3; of a bridge chain, its own)"
+    )
+    parser.add_argument("--steps", type=count, metavar="N", help="steps of the solver (default: 10; of a bridge 20)")
     parser.add_argument(
         "--evaluations",
         type=count,
         metavar="N",
         help="in place of --steps: as many steps as N evaluations of the network allow (default: by --steps)",
     )
-    parser.add_argument("--grid", default="half_log_snr", metavar="NAME", help="where the steps are")
     parser.add_argument(
-        "--t-end", type=number, metavar="T", help="time to stop at, in the process's units (default: its t_min)"
+        "--grid", metavar="NAME", help="where the steps are (default: half_log_snr; of a bridge uniform)"
     )
+    parser.add_argument(
+        "--t-end",
+        type=number,
+        metavar="T",
+        help="time to stop at, in the process's units (default: its t_min; of a bridge 0)",
+    )
+    parser.add_argument(
+        "--to",
+        choices=["start", "end"],
+        help="of a bridge: which end to go to (default: start, or end where the start is a normal law)",
+    )
+    add_route(parser)
     parser.add_argument(
         "--classes",
         metavar="LIST",
@@ -114,11 +137,10 @@ def add(commands: Commands) -> None:
 
 
 def _run(options: argparse.Namespace) -> int:
-    solver = names.load_solver(options.solver)
-    if options.grid != "levels":
+    check_solver(options.solver)
+    if options.grid not in (None, "levels"):
         names.grid(options.grid)
-    if len(options.range) != 2 or not options.range[0] < options.range[1]:
-        raise ValueError(f"--range {options.range} must be two numbers, the lower first")
+    check_range(options.range)
     if config_file.write(options):
         return 0
     if options.out is None:
@@ -129,8 +151,14 @@ def _run(options: argparse.Namespace) -> int:
     say = quietly(options.quiet or not workers.first)
     use_threads(options.threads)
     device = device_of(options.device, workers)
+    if is_bridge(options.folder):
+        return _of_bridge(options, bridge_run.load(options.folder, device), workers, say)
+    refuse(options, "no run of train bridge", "to", "times", "last_noise")
+    if options.solver == CHAIN:
+        raise ValueError(f"--solver chain: {options.folder} is no run of train bridge; pass dpm3, say")
+    solver = names.load_solver(options.solver or "dpm3")
     found = load(options.folder, options.average, device)
-    grid = make_grid(found, solver, options.grid, options.steps, options.evaluations, options.t_end)
+    grid = make_grid(found, solver, options.grid or "half_log_snr", options.steps, options.evaluations, options.t_end)
     classes = _classes(options, found)
     introduce(say, options.folder, found)
 
@@ -140,8 +168,7 @@ def _run(options: argparse.Namespace) -> int:
         rows = classes[start - options.first : stop - options.first].to(device)
         return found.as_field(classes=rows, guidance=options.guidance)
 
-    shown = workers.first and not options.quiet
-    bar = _bar(options.number, shown and (sys.stderr.isatty() if options.progress is None else options.progress))
+    progress = bar(options.number, workers.first and shows_progress(options))
     begun = time.perf_counter()
     samples = sample_rows(
         field,
@@ -155,10 +182,10 @@ def _run(options: argparse.Namespace) -> int:
         workers=workers,
         dtype=dtype_of(found),
         device=device,
-        progress=bar.update,
+        progress=progress.update,
     )
     seconds = time.perf_counter() - begun
-    bar.close()
+    progress.close()
     nfe = evaluations(found, solver, grid)
     facts = {
         "run": options.folder,
@@ -181,6 +208,27 @@ def _run(options: argparse.Namespace) -> int:
         f"{options.number / seconds:.3g} samples/s"
     )
     say(f"wrote {out}")
+    return 0
+
+
+def _of_bridge(options: argparse.Namespace, run: BridgeRun, workers: Workers, say: Callable[[str], None]) -> int:
+    """Samples of one end, carried to the other."""
+    refuse(options, "a bridge, whose networks know no classes", "classes", "guidance")
+    refuse(options, "a bridge, which keeps its first average", "average")
+    refuse(options, "a bridge, whose steps are not of one cost; pass --steps", "evaluations")
+    if options.to is None:
+        options.to = "end" if run.config["start"]["type"] == "Normal" else "start"
+    route = find_route(options, run.bridge, options.to)
+    origin = "start" if options.to == "end" else "end"
+    law, what = run.law(origin, options.seed)
+    introduce_bridge(say, run)
+    say(f"from the {origin}: {what}")
+
+    def begin(start: int, stop: int) -> torch.Tensor:
+        return law.sample(stop - start, options.seed, start)
+
+    data = target(run, options, options.number, say)
+    carry(options, run, route, begin, options.number, workers, say, first=options.first, data=data)
     return 0
 
 
@@ -216,9 +264,3 @@ def _data(found: Saved, options: argparse.Namespace, say: Any) -> torch.Tensor |
         say(f"the data are not drawn: {error}")
         return None
     return examples[pick(len(examples), min(len(examples), options.number), options.seed)]
-
-
-def _bar(total: int, shown: bool) -> Any:
-    from tqdm.auto import tqdm
-
-    return tqdm(total=total, desc="sampling", unit="sample", disable=not shown)

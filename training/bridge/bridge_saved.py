@@ -29,13 +29,14 @@ def load_bridge(
     backward_net: torch.nn.Module | None = None,
     reference: ReferenceChain | None = None,
     first: Field | None = None,
+    device: torch.device | str = "cpu",
 ) -> Bridge:
-    """The newest iterate of a run of `fit_bridge`, on the CPU: averaged networks, in eval mode and without gradients.
+    """The newest iterate of a run of `fit_bridge`, on `device`: averaged networks, in eval mode and without gradients.
 
     Networks of this library and the reference are built from what is written; pass forward_net=, backward_net= for others, and
     reference= for a process that is not written down. first: the score that was given to the run, where its kernels are
-    still those of the iterate; one that was given as a folder is read from there. Nothing that is read can run code. Of a run
-    that diverged it is the last good iterate, with a RuntimeWarning that says why.
+    still those of the iterate, on `device`; one that was given as a folder is read from there. Nothing that is read can run
+    code. Of a run that diverged it is the last good iterate, with a RuntimeWarning that says why.
 
     FileNotFoundError where there is no run; ValueError for one without an iterate, for damaged files, for a config.json that is
     not what the checkpoint was trained with, for weights of another architecture or another reference, and for what must be
@@ -53,10 +54,12 @@ def load_bridge(
         raise ValueError(f"the run in {folder} has finished no half-bridge yet; {left}")
     regression, first_run = config["regression"], config.get("first_run")
     if first is None and first_run is not None and any(one["net"] is None for one in good):
-        first = load(first_run).field
+        score = load(first_run)
+        score.net.to(device)
+        first = score.field
     regressor = NetworkRegressor(
-        _net("forward_net", config, forward_net, state, folder),
-        _net("backward_net", config, backward_net, state, folder),
+        _net("forward_net", config, forward_net, state, folder).to(device),
+        _net("backward_net", config, backward_net, state, folder).to(device),
         target=regression["target"],
         variance=regression["variance"],
         form=regression["form"] or "diagonal",
