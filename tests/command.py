@@ -19,6 +19,12 @@ def train(folder, *arguments):
     return str(folder)
 
 
+def bridge(folder, *arguments):
+    """The folder, with a bridge's run in it."""
+    assert main(["train", "bridge", *arguments, "--quiet", "--out", str(folder)]) == 0
+    return str(folder)
+
+
 def refused(capsys, *arguments):
     """The message of an error, which must be one line on stderr with exit status 2 and nothing on stdout."""
     status, out, err = run(capsys, *arguments)

@@ -1,4 +1,4 @@
-"""Config files of `halfbridge train sgm`, `sample` and `likelihood`: equal to flags, for every option."""
+"""Config files of the commands that take one: equal to flags, for every option."""
 
 import argparse
 import dataclasses
@@ -14,10 +14,14 @@ from hypothesis import strategies as st
 
 from halfbridge import config_file
 from halfbridge.cli import parser
-from halfbridge.commands import train
+from halfbridge.commands import training_run
+from halfbridge.commands.train_bridge import WITHOUT
 from halfbridge.training.settings import OPTIMIZERS, PRECISIONS, SCHEDULES, Settings
 
-COMMANDS = {"train sgm": ["train", "sgm"], "sample": ["sample", "runs/x"], "likelihood": ["likelihood", "runs/x"]}
+COMMANDS = {
+    "train sgm": ["train", "sgm"], "train bridge": ["train", "bridge"], "sample": ["sample", "runs/x"],
+    "translate": ["translate", "runs/x"], "likelihood": ["likelihood", "runs/x"],
+}  # fmt: skip
 PARSER = parser()
 """Made once: it keeps nothing between parses."""
 
@@ -27,7 +31,22 @@ TRAIN = {
     "objective": 'denoising(weighting="min_snr")', "dtype": "float64", "out": "runs/a b", "resume": "auto", "device": "cpu",
     "threads": 2, "progress": True, "quiet": True,
 }  # fmt: skip
+BRIDGE = {
+    "start": "digits(classes=[3])", "end": "normal(mean=0.5)", "process": "ou(theta=2)", "steps_of_chain": 7,
+    "gammas": "symmetric(least=1, most=3)", "times": (0.0, 0.25, 1.0), "transitions": "euler", "method": "dsbm",
+    "iterations": 3, "coupling": "ot", "coupling_size": 16, "target": "drift", "variance": "matched", "form": "full",
+    "weighting": "plain", "first": "runs/sgm", "net": "unet(width=8)", "dtype": "float64", "stop_kl": 0.05, "stop_patience": 2,
+    "cache_paths": 64, "refresh": 5, "cache": "disk", "cache_limit": 10**9, "cache_folder": "a b", "covariance_paths": 99,
+    "monitor_paths": 77, "out": "runs/a b", "resume": "auto", "device": "cpu", "threads": 2, "progress": True, "quiet": True,
+    "plots": False,
+}  # fmt: skip
+TRANSLATE = {
+    "input": "photos/(size=8)", "to": "end", "out": "x.npz", "number": 3, "seed": 7, "solver": "heun", "steps": 9,
+    "grid": "karras(rho=5)", "t_end": 0.01, "times": (0.5, 0.25), "last_noise": False, "batch": 4, "range": (-2.0, 0.5),
+    "device": "cpu", "threads": 1, "progress": False, "quiet": True,
+}  # fmt: skip
 SAMPLE = {
+    "to": "end", "times": (0.5,), "last_noise": True,
     "average": 0.99, "out": "grid.png", "number": 3, "first": 5, "seed": 2**64 - 1, "solver": "DDIM(eta=0.5)", "steps": 7,
     "evaluations": 20, "grid": "karras(rho=5)", "t_end": 1e-5, "classes": "0-3,7", "guidance": -0.5, "batch": 16, "range": (-2.0, 0.5), "device": "cpu",
     "threads": 1, "progress": False, "quiet": True,
@@ -37,7 +56,13 @@ LIKELIHOOD = {
     "atol": 1e-30, "steps": 9, "divergence": "exact", "probes": 3, "draws": 16, "reconstruct": True, "classes": "none", "batch": 2,
     "device": "cpu", "threads": 1, "json": True,
 }  # fmt: skip
-OTHERS = {"train sgm": TRAIN, "sample": SAMPLE, "likelihood": LIKELIHOOD}
+OTHERS = {
+    "train sgm": TRAIN,
+    "train bridge": BRIDGE,
+    "sample": SAMPLE,
+    "translate": TRANSLATE,
+    "likelihood": LIKELIHOOD,
+}
 FIELDS = [field.name for field in dataclasses.fields(Settings)]
 
 positive = st.floats(min_value=0, exclude_min=True, allow_infinity=False)
@@ -113,7 +138,7 @@ def folder(tmp_path_factory):
 def test_any_settings_are_the_same_by_flags_and_by_a_file(folder, chosen, suffix):
     values = {name: getattr(chosen, name) for name in FIELDS}
     told = parsed("train", "sgm", *flags(values))
-    assert train.settings(argparse.Namespace(**told)) == chosen
+    assert training_run.settings(argparse.Namespace(**told)) == chosen
     file = folder / f"settings{suffix}"
     file.write_text(written(values, suffix), encoding="utf-8")
     assert parsed("train", "sgm", "--config", file) == told
@@ -123,7 +148,9 @@ def test_any_settings_are_the_same_by_flags_and_by_a_file(folder, chosen, suffix
 @pytest.mark.parametrize("command", COMMANDS)
 def test_every_other_option_is_the_same_by_flag_and_by_a_file(tmp_path, command, suffix):
     others = OTHERS[command]
-    assert set(others) == settable(command).keys() - (FIELDS if command == "train sgm" else [])
+    of_settings = set(FIELDS) if command.startswith("train") else set()
+    assert set(others) == settable(command).keys() - of_settings
+    assert settable(command).keys() & of_settings == of_settings - set(WITHOUT if command == "train bridge" else ())
     default = parsed(*COMMANDS[command])
     file = tmp_path / f"options{suffix}"
     for name, value in others.items():
@@ -138,6 +165,8 @@ def test_every_other_option_is_the_same_by_flag_and_by_a_file(tmp_path, command,
 
 @pytest.mark.parametrize(("command", "more"), [
     ("train sgm", ["--data=moons", "--lr=3e-05", "--betas=0.5,0.9", "--clip=inf", "--size=28,20", "--classes", "--ema-decay=0.9,"]),
+    ("train bridge", ["--start=moons", "--process=vp", "--gammas=constant", "--no-plots", "--stop-kl=1e-3", "--lr=3e-05"]),
+    ("translate", ["--to=start", "--times=1.0,", "--solver=heun", "--steps=3"]),
     ("sample", ["--t-end=1e-05", "--classes=0-3", "--seed=18446744073709551615", "--solver=Ancestral(variance=\"transition\")"]),
     ("likelihood", ["--no-reconstruct", "--json", "--rtol=1e-07"]),
 ])  # fmt: skip
@@ -246,10 +275,11 @@ def test_home_and_negative_numbers_are_read_as_they_are_meant(capsys, tmp_path, 
 @pytest.mark.parametrize(("command", "named"), [
     ("train sgm", ["unet(width=64", "mlp(hidden=256", "vdm(", "learned(gamma_0", "discretised(levels=256", "VP(beta_min=0.1", "n_per_class=None",
                    "edm(sigma_data=0.5)", "min_snr(gamma=5.0)", "log_normal(mean="]),
-    ("sample", ["DDIM(eta=0.0)", "karras(rho=7.0)", "Heun(churn=0.0"]), ("likelihood", ["DDIM(eta=0.0)"]),
+    ("train bridge", ["normal(mean=0.0, std=1.0)", "symmetric(least, most", "dsb(rate=0.0)", "OU(theta=0.5", "classes=None", "mlp(hidden=256"]),
+    ("translate", ["DDIM(eta=0.0)"]), ("sample", ["DDIM(eta=0.0)", "karras(rho=7.0)", "Heun(churn=0.0"]), ("likelihood", ["DDIM(eta=0.0)"]),
 ])  # fmt: skip
 def test_help_names_the_arguments_of_what_it_names(capsys, command, named):
-    out = " ".join(run(capsys, *COMMANDS[command][: 2 if command == "train sgm" else 1], "--help")[1].split())
+    out = " ".join(run(capsys, *command.split(), "--help")[1].split())
     for words in named:
         assert words in out
     assert "out=)" not in out
@@ -258,7 +288,7 @@ def test_help_names_the_arguments_of_what_it_names(capsys, command, named):
 @pytest.mark.parametrize("command", COMMANDS)
 def test_help_tells_every_default_and_its_examples_are_commands(capsys, tmp_path, monkeypatch, command):
     monkeypatch.chdir(tmp_path)
-    status, out, _ = run(capsys, *COMMANDS[command][: 2 if command == "train sgm" else 1], "--help")
+    status, out, _ = run(capsys, *command.split(), "--help")
     assert status == 0
     entries = {" ".join(part.split()) for part in re.split(r"\n(?=  -|\n)", out)}
     for action in settable(command).values():

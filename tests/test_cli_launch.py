@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from halfbridge.cli import main
-from halfbridge.commands import train
+from halfbridge.commands import train_sgm
 from halfbridge.training import saved
 from halfbridge.training.workers import FirstFailed
 
@@ -63,7 +63,7 @@ def test_a_process_is_silent_where_the_first_says_what_went_wrong(capsys, tmp_pa
     def failed(*arguments, **options):
         raise FirstFailed("process 0 failed; its message says why")
 
-    monkeypatch.setattr(train, "fit_score", failed)
+    monkeypatch.setattr(train_sgm, "fit_score", failed)
     assert main([*TRAIN, "--quiet", "--out", str(tmp_path / "run")]) == 2
     assert capsys.readouterr() == ("", "")
 

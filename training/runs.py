@@ -63,6 +63,8 @@ def describe_run(
 def read_config(folder: Path) -> dict[str, Any]:
     """The config.json of a run. FileNotFoundError where there is none, ValueError for what is no run's config."""
     config = recipe.read(folder / "config.json")
+    if "forward_net" in config:
+        raise ValueError(f"the run in {folder} is not of fit_score, but of fit_bridge (halfbridge train bridge)")
     kinds = {"net": dict, "objective": dict | None, "process": dict | None, "predicts": str, "settings": dict}
     for key, kind in kinds.items():
         if not isinstance(config.get(key, ...), kind):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import math
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -67,7 +68,7 @@ def carry(
     picture: dict[str, Any] = {"data": data, "range": options.range, "columns": None}
     drawn = samples
     if out.suffix == ".png" and samples.ndim == 4 and (paths or route.kept):
-        drawn, picture["columns"] = _strips(states), min(n, COLUMNS)
+        drawn, picture["columns"] = _strips(states)
     workers.once(lambda: sample_files.write(out, drawn, None, facts, more=more, **picture))
     say(f"{n} samples by {route.name}; {seconds:.2f} s, {n / seconds:.3g} samples/s")
     say(f"wrote {out}")
@@ -85,11 +86,11 @@ def target(run: BridgeRun, options: argparse.Namespace, n: int, say: Callable[[s
     return law.sample(n, options.seed, 1 << 38)
 
 
-def _strips(states: Tensor) -> Tensor:
-    """Images (n, rows, channels, height, width) as a sequence of rows for a grid: of each `COLUMNS` of them their states one
-    below the other."""
-    width = min(len(states), COLUMNS)
+def _strips(states: Tensor) -> tuple[Tensor, int]:
+    """Images (n, rows, channels, height, width) in the order of a grid, and its columns, `COLUMNS` at most: the states of each
+    sample one below the other."""
+    width = math.ceil(len(states) / math.ceil(len(states) / COLUMNS))
     missing = -len(states) % width
     blank = states.new_full((missing, *states.shape[1:]), float("nan"))
     blocks = torch.cat([states, blank]).reshape(-1, width, *states.shape[1:])
-    return blocks.transpose(1, 2).flatten(0, 2)
+    return blocks.transpose(1, 2).flatten(0, 2), width

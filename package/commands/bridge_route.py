@@ -58,10 +58,11 @@ def find_route(options: argparse.Namespace, bridge: Bridge, to: str) -> Route:
     """The way to that end which options ask for: solver, steps, grid, t_end, times, last_noise."""
     T = bridge.reference.process.T
     kept = sorted(options.times or (), reverse=to == "start")
-    for t, following in zip(kept, [*kept[1:], None], strict=True):
-        if not 0 <= t <= T or t == following:
-            what = "is there twice" if t == following else f"lies outside the bridge, which is from 0 to T = {T:g}"
-            raise ValueError(f"--times: {t:g} {what}")
+    for k, t in enumerate(kept):
+        if t in kept[:k]:
+            raise ValueError(f"--times: {t:g} is there twice")
+        if not 0 <= t <= T:
+            raise ValueError(f"--times: {t:g} lies outside the bridge, which is from 0 to T = {T:g}")
     if options.solver in (None, CHAIN):
         return _chain(options, bridge, to, kept)
     if options.last_noise is not None:

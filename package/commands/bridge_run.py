@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 import torch
 
+from halfbridge.commands.bridge_table import one_line_warnings
 from halfbridge.commands.unseen import unseen
 from halfbridge.training import checkpoint, recipe
 from halfbridge.training.bridge import Bridge, End, Examples, Normal, load_bridge
@@ -67,7 +68,8 @@ def load(run: str, device: torch.device) -> BridgeRun:
         raise ValueError(f"{run} is a run of train sgm, which has one end; pass it to halfbridge sample")
     if not folder.exists():
         raise FileNotFoundError(f"there is no folder {run} ({folder.resolve()})")
-    bridge = load_bridge(folder, device=device)
+    with one_line_warnings():
+        bridge = load_bridge(folder, device=device)
     step = max(checkpoint.steps(folder / "checkpoints"))
     return BridgeRun(run, bridge, read_bridge_config(folder), step, device)
 

@@ -13,8 +13,8 @@ from halfbridge.training.bridge.monitors import Monitor
 __all__ = ["MonitorTable", "one_line_warnings"]
 
 HEAD = (
-    f"{'half-bridge':15}{'loss':>10} |{'energy distance':>21} |{'sliced W2':>19} |{'KL, nats':>20} |{'path energy':>12} |"
-    f"{'seconds':>8}\n{'':25} |{'at start':>11}{'at end':>10} |{'at start':>10}{'at end':>9} |{'':20} |{'':12} |"
+    f"{'half-bridge':12}{'loss':>10} |{'energy distance':>24} |{'sliced W2':>22} |{'KL, nats':>20} |{'path energy':>12} |"
+    f"{'seconds':>8}\n{'':22} |{'at start':>12}{'at end':>12} |{'at start':>11}{'at end':>11} |{'':20} |{'':12} |"
 )
 
 
@@ -37,9 +37,9 @@ class MonitorTable:
             if row.kl == row.kl:
                 kl += f" +- {row.kl_error:.2g}"
             self.say(
-                f"{name:15}{_number(row.loss):>10} |"
-                f"{_number(row.start_energy_distance):>11}{_number(row.end_energy_distance):>10} |"
-                f"{_number(row.start_sliced_w2):>10}{_number(row.end_sliced_w2):>9} |{kl:>20} |"
+                f"{name:12}{_number(row.loss):>10} |"
+                f"{_number(row.start_energy_distance):>12}{_number(row.end_energy_distance):>12} |"
+                f"{_number(row.start_sliced_w2):>11}{_number(row.end_sliced_w2):>11} |{kl:>20} |"
                 f"{_number(row.path_energy):>12} |{row.seconds:>8.1f}"
             )
 
@@ -49,8 +49,8 @@ class MonitorTable:
         if floors:
             energy, sliced = ([floors[f"{end}_{name}"] for end in ("start", "end")] for name in NAMES)
             self.say(
-                f"{'two samples':25} |{_number(energy[0]):>11}{_number(energy[1]):>10} |"
-                f"{_number(sliced[0]):>10}{_number(sliced[1]):>9} |"
+                f"{'two samples':22} |{_number(energy[0]):>12}{_number(energy[1]):>12} |"
+                f"{_number(sliced[0]):>11}{_number(sliced[1]):>11} |"
             )
 
 
@@ -58,14 +58,15 @@ NAMES = ("energy_distance", "sliced_w2")
 
 
 @contextmanager
-def one_line_warnings(silent: str) -> Iterator[None]:
+def one_line_warnings(silent: str | None = None) -> Iterator[None]:
     """Warnings are a line on stderr, as errors are; not those that `silent` matches, which are said otherwise."""
 
     def show(message: Warning | str, *others: Any, **more: Any) -> None:
         print(f"halfbridge: warning: {' '.join(str(message).split())}", file=sys.stderr)
 
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message=silent)
+        if silent is not None:
+            warnings.filterwarnings("ignore", message=silent)
         warnings.showwarning = show
         yield
 
