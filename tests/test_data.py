@@ -197,6 +197,23 @@ def test_subsets_are_random_rows_of_the_whole_in_its_order():
     assert not torch.equal(part.pixels, data.load("digits", n=100, seed=4).pixels)
 
 
+def test_classes_keep_their_numbers_and_names_and_leave_the_others_out():
+    whole = data.load("digits")
+    some = data.load("digits", classes=[8, "3"])
+    assert torch.equal(some.pixels, whole.pixels[(whole.classes == 3) | (whole.classes == 8)])
+    assert set(some.classes.tolist()) == {3, 8}
+    assert (some.names, some.config["classes"]) == (whole.names, [8, "3"])
+    assert torch.equal(data.load(**some.config).pixels, some.pixels)
+    for subset in ({"n": 20}, {"n_per_class": 10}, {"n_per_class": 10, "holdout": 0.1}):
+        few = data.load("digits", classes=[3, 8], **subset)
+        assert len(few) == 20
+        assert set(few.classes.tolist()) == {3, 8}
+    held, kept = (data.load("digits", classes=[3], holdout=0.2, split=split) for split in ("test", "train"))
+    assert len(held) + len(kept) == int((whole.classes == 3).sum())
+    whole_test = data.load("digits", holdout=0.2, split="test")
+    assert torch.equal(held.pixels, whole_test.pixels[whole_test.classes == 3])
+
+
 def test_n_per_class_takes_as_many_of_each_class():
     few = data.load("digits", n_per_class=10, seed=2)
     assert few.classes.bincount().tolist() == [10] * 10
@@ -246,6 +263,11 @@ def test_another_seed_never_trains_on_a_row_held_out():
         (("digits", {"n": 0}), ValueError, "n = 0: there are 1797"),
         (("digits", {"n": 1}), ValueError, "data 'digits' is constant: it is a single row; pass at least 2"),
         (("digits", {"n_per_class": 175}), ValueError, "class '8' has 174 examples"),
+        (("digits", {"classes": [10]}), ValueError, "there is no class 10"),
+        (("digits", {"classes": ["eight"]}), ValueError, "there is no class 'eight'; there are '0', '1'"),
+        (("digits", {"classes": []}), ValueError, "name at least one, or leave it out for all"),
+        (("swiss_roll", {"classes": [0]}), ValueError, "is a law in the plane"),
+        (("digits", {"classes": [3], "n": 184}), ValueError, "there are 183 examples"),
         (("digits", {"n": 5, "n_per_class": 5}), ValueError, "n = 5 and n_per_class = 5 exclude"),
         (("digits", {"split": "test"}), ValueError, r"split = 'test': .*pass holdout=0\.1"),
         (("digits", {"split": "val", "holdout": 0.1}), ValueError, "split = 'val' must be 'train' or 'test'"),

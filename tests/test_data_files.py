@@ -253,3 +253,15 @@ def test_files_do_not_depend_on_the_default_device(tmp_path):
     for a, b in zip(expected, got, strict=True):
         assert torch.equal(a.examples, b.examples)
         assert torch.equal(a.classes, b.classes)
+
+
+def test_rows_for_a_trained_model_are_read_as_examples_are_were_there_one(tmp_path):
+    np.savez(tmp_path / "a.npz", images=PIXELS[:1])
+    np.savez(tmp_path / "b.npz", samples=np.ones((2, 3), dtype=np.float32), origins=np.zeros((2, 3)))
+    whole = tmp_path / "c.npz"
+    np.savez(whole, images=PIXELS)
+    assert torch.equal(data.rows(tmp_path / "a.npz"), data.load(whole).examples[:1])
+    assert torch.equal(data.rows(tmp_path / "b.npz"), torch.ones(2, 3))
+    np.save(tmp_path / "bad.npy", np.array([[1.0, np.nan]]))
+    with pytest.raises(ValueError, match="must be finite, but 1 of its 2 numbers"):
+        data.rows(tmp_path / "bad.npy")

@@ -13,8 +13,8 @@ from halfbridge.training.bridge.monitors import Monitor
 __all__ = ["MonitorTable", "one_line_warnings"]
 
 HEAD = (
-    f"{'half-bridge':12}{'loss':>10} |{'energy distance':>24} |{'sliced W2':>22} |{'KL, nats':>20} |{'path energy':>12} |"
-    f"{'seconds':>8}\n{'':22} |{'at start':>12}{'at end':>12} |{'at start':>11}{'at end':>11} |{'':20} |{'':12} |"
+    f"{'half-bridge':12}{'loss':>10} |{'energy distance':>24} |{'sliced W2':>22} |{'KL, nats':>22} |{'path energy':>12} |"
+    f"{'seconds':>8}\n{'':22} |{'at start':>12}{'at end':>12} |{'at start':>11}{'at end':>11} |{'':22} |{'':12} |"
 )
 
 
@@ -39,7 +39,7 @@ class MonitorTable:
             self.say(
                 f"{name:12}{_number(row.loss):>10} |"
                 f"{_number(row.start_energy_distance):>12}{_number(row.end_energy_distance):>12} |"
-                f"{_number(row.start_sliced_w2):>11}{_number(row.end_sliced_w2):>11} |{kl:>20} |"
+                f"{_number(row.start_sliced_w2):>11}{_number(row.end_sliced_w2):>11} |{kl:>22} |"
                 f"{_number(row.path_energy):>12} |{row.seconds:>8.1f}"
             )
 
