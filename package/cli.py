@@ -42,7 +42,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def parser() -> Parser:
     """The parser of all commands."""
-    made = Parser(prog="halfbridge", description="SDE and ODE solvers for score-based generative models and Schrödinger bridges.")
+    made = Parser(
+        prog="halfbridge", description="SDE and ODE solvers for score-based generative models and Schrödinger bridges."
+    )
     made.add_argument("--version", action="version", version=f"halfbridge {hb.__version__}")
     commands = made.add_subparsers(required=True, metavar="command", parser_class=Parser)
     for command in COMMANDS:
