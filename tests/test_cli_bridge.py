@@ -16,7 +16,6 @@ from halfbridge.training.bridge import (
     Normal,
     ReferenceChain,
     StopRule,
-    Transitions,
     fit_bridge,
     gammas,
     load_bridge,
@@ -221,7 +220,9 @@ def test_the_first_kernels_are_those_of_a_trained_sgm(capsys, tmp_path, sgm, moo
 
 def test_runs_of_other_kinds_are_not_gone_on_from(capsys, sgm, moons):
     told = ["--quiet", "--resume", "--out"]
-    assert "is not of fit_bridge (halfbridge train bridge)" in refused(capsys, *COMMAND, *told, sgm)
+    assert "is not of fit_bridge; halfbridge.training.load reads those of fit_score" in refused(
+        capsys, *COMMAND, *told, sgm
+    )
     message = refused(capsys, "train", "sgm", "--data", "moons(n=20)", "--net", NET, *told, moons)
     assert "is not of fit_score, but of fit_bridge" in message
 
@@ -242,7 +243,10 @@ def test_a_bridge_that_diverges_ends_at_the_last_good_iterate_and_says_why(capsy
         f"{tmp_path / 'run'} holds the iterate before it, for sample and translate\n"
     )
     monkeypatch.undo()
-    assert isinstance(load_bridge(tmp_path / "run").forward, Transitions)
+    told = ["sample", tmp_path / "run", "-n", "2", "--quiet", "--out", tmp_path / "x.npz"]
+    status, _, err = run(capsys, *told)
+    assert (status, err.count("\n")) == (0, 1)
+    assert err.startswith("halfbridge: warning: half-bridge 2 (backward) diverged: the loss is nan")
 
 
 def test_a_cache_larger_than_memory_goes_to_the_disk_with_a_notice(capsys, tmp_path):

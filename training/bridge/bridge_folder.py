@@ -108,10 +108,7 @@ def read_bridge_config(folder: Path) -> dict[str, Any]:
         )
     config = recipe.read(path)
     if not {"forward_net", "backward_net", "reference", "regression", "settings"} <= config.keys():
-        raise ValueError(
-            f"the run in {folder} is not of fit_bridge (halfbridge train bridge); halfbridge.training.load reads those of "
-            "fit_score"
-        )
+        raise ValueError(f"the run in {folder} is not of fit_bridge; halfbridge.training.load reads those of fit_score")
     check_settings(config["settings"], folder)
     return config
 
