@@ -112,6 +112,8 @@ def test_trajectories_are_the_chain_and_between_its_times_the_reference_held_at_
     assert ((left.mT @ left / n - joint.cov).abs() < 5 * error).all()
     other = made.trajectories(x[:5], 7, to="start", times=times[::-1], first=2)
     torch.testing.assert_close(other.flip(0), some[:, :5])
+    tensor = torch.tensor(times[::-1], dtype=F64)
+    assert torch.equal(made.trajectories(x[:5], 7, to="start", times=tensor, first=2), other)
 
 
 def test_a_state_between_two_of_the_chain_is_drawn_from_the_references_conditional_law():

@@ -76,7 +76,7 @@ class Pinned:
 
     def times(self, times: Sequence[float] | NDArray[Any] | Tensor) -> NDArray[np.float64]:
         """Times as a new float64 array; ValueError unless they lie in [0, T] and run strictly one way."""
-        array = np.array(times.detach().cpu() if isinstance(times, Tensor) else times)
+        array = np.array(times.detach().cpu().numpy() if isinstance(times, Tensor) else times)
         if (
             array.ndim != 1
             or not array.size
