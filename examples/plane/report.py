@@ -268,7 +268,9 @@ def _of(one: dict[str, Any], way: str) -> list[dict[str, Any]]:
     return [row for row in one["monitors"] if row["direction"] == way]
 
 
-def _with_error(value: float, error: float, digits: int) -> str:
+def _with_error(value: float | None, error: float | None, digits: int) -> str:
+    if value is None or error is None:  # a first iterate has no KL
+        return "–"
     return f"{value:.{digits}f} ± {error:.{digits}f}"
 
 
