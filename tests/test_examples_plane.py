@@ -229,6 +229,10 @@ def test_a_learned_coupling_is_of_beginnings_with_their_own_ends(modules, small)
     for m, k in ((0, int(to[moon == 0][0])), (1, int(to[moon == 1][0]))):
         share = float(((moon == m) & (to == k)).double().mean())
         assert got["forward"]["table"][m][k] == pytest.approx(share, rel=1e-6)
+    y, gaussian = points.labelled_ring(small.pairs, SEED + 40_001)
+    near = modules["measures"].nearest_moon(y - torch.tensor([1.2, 1.6]))
+    upper = torch.bincount(gaussian[near == 0], minlength=8) / small.pairs
+    assert torch.allclose(torch.tensor(got["backward"]["table"][0]), upper, atol=1e-6)
 
 
 def _agree(row, samples, s):
