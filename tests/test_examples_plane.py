@@ -118,8 +118,8 @@ def test_monitors_and_floors_are_those_of_the_fits(made, again, modules, small):
     assert described["floors"] == again.floors
     assert described["monitors"][0]["kl"] is None
     for row, wanted in zip(described["monitors"], again.monitors, strict=True):
-        assert row["start_sliced_w2"] == wanted.start_sliced_w2
-        assert row["path_energy"] == wanted.path_energy
+        assert row["start_sliced_w2"] == pytest.approx(wanted.start_sliced_w2, rel=1e-4)
+        assert row["path_energy"] == pytest.approx(wanted.path_energy, rel=1e-4)
 
 
 def test_the_pages_tables_are_results_json(made):
@@ -172,14 +172,14 @@ def test_the_page_says_who_needs_more_steps(modules, made):
     assert "The least is DSB's, 0.1000 ± 0.0100" in page
 
 
-@pytest.mark.parametrize("n", [5, 10])
+@pytest.mark.parametrize("n", [5, 10, 20])
 def test_the_chain_has_the_noise_that_the_page_states(modules, n):
     s = modules["settings"].FULL
     chain = modules["models"].chain(s, n)
     assert 2.0 * math.fsum(chain.gammas) == pytest.approx(s.noise, rel=1e-12)
-    assert max(chain.gammas) / chain.gammas[0] == pytest.approx(n, rel=1e-12)
-    assert chain.gammas[-1] == pytest.approx(chain.gammas[0], rel=1e-12)
-    assert chain.process.sigma(chain.process.T) ** 2 == pytest.approx(s.noise, rel=1e-12)
+    assert max(chain.gammas) / chain.gammas[0] == pytest.approx(n, rel=1e-8)
+    assert chain.gammas[-1] == pytest.approx(chain.gammas[0], rel=1e-8)
+    assert chain.process == hb.Brownian(math.sqrt(2.0), s.noise / 2)  # exactly: the score that is trained once is of it
 
 
 def test_points_are_told_by_the_part_of_the_law_that_they_are_from(modules):

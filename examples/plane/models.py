@@ -53,8 +53,8 @@ class Row(NamedTuple):
 
 def chain(s: Settings, n: int) -> ReferenceChain:
     """Brownian motion in n steps whose variances, s.noise in sum, rise from 1 at both ends to n in the middle."""
-    shape = gammas.symmetric(n, 1.0, float(n))
-    return ReferenceChain.dsb(0.5 * s.noise * shape / shape.sum())
+    process = hb.Brownian(math.sqrt(2.0), s.noise / 2)  # one for all n: a score is trained for it once
+    return ReferenceChain.spaced(process, gammas.symmetric(n, 1.0, float(n)))
 
 
 def networks(s: Settings, seed: int, count: int = 2) -> list[torch.nn.Module]:

@@ -99,8 +99,8 @@ shared out to its two networks, so that the backward one, which samples, has had
 ## How it is made
 
 The reference is Brownian, dX = √2 dW on [0, {T:g}], in {steps} steps (in N for the comparison) whose sizes γ rise
-from 1 to N, in ratio, in the middle and fall again (`gammas.symmetric`), in De Bortoli et al.'s form
-(`ReferenceChain.dsb`). `fit_bridge` trains {iterations} iterations of {half_bridge} steps a half-bridge, batches of
+from 1 to N, in ratio, in the middle and fall again (`gammas.symmetric`), De Bortoli et al.'s
+chain (2021). `fit_bridge` trains {iterations} iterations of {half_bridge} steps a half-bridge, batches of
 {batch_size} from a cache of {cache_paths} trajectories, with Adam, its rate falling from {lr:g} to 0 along a cosine
 in each half-bridge; what is used is the average of the weights, of decay {ema_decay:g}. Networks are `nets.MLP(2,
 hidden={hidden}, depth={depth})`, {parameters} parameters. Training sets have {points} points.
