@@ -26,7 +26,7 @@ def add_problem(parser: Parser) -> None:
         metavar="NAME",
         help="the reference process, see names below (default: auto: that of --first, else Brownian)",
     )
-    group.add_argument("--steps-of-chain", type=count, default=20, metavar="N", help="steps from 0 to T")
+    group.add_argument("--steps-of-chain", type=count, metavar="N", help="steps from 0 to T (default: 20)")
     group.add_argument(
         "--gammas",
         metavar="NAME",

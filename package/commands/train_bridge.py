@@ -145,9 +145,11 @@ def _reference(options: argparse.Namespace, first: Saved | None) -> ReferenceCha
     process: Any = options.process
     if process == "auto":
         process = "Brownian" if first is None else first.process
-    if options.times is not None and options.gammas is not None:
-        raise ValueError("--times and --gammas exclude each other; pass one")
-    return bridge_names.reference(process, options.steps_of_chain, options.gammas, options.transitions, options.times)
+    for name in ("steps_of_chain", "gammas"):
+        if options.times is not None and getattr(options, name) is not None:
+            raise ValueError(f"--times and --{name.replace('_', '-')} exclude each other; pass one")
+    steps = 20 if options.steps_of_chain is None else options.steps_of_chain
+    return bridge_names.reference(process, steps, options.gammas, options.transitions, options.times)
 
 
 def _first(options: argparse.Namespace) -> Saved:
