@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 from bridge_nets import F64, NEAR0, NEAR1, ONE, nets
-from bridge_runs import CHAIN, state, train
+from bridge_runs import CHAIN, Killed, fail, state, train
 
 from halfbridge.nets import MLP
 from halfbridge.training import checkpoint
@@ -147,6 +147,16 @@ def test_what_cannot_be_written_costs_no_step(place, fails, at, error, message, 
     assert checkpoint.steps(out / "checkpoints")[-1] == at
     monkeypatch.undo()
     train(out, True, save_every=0, iterations=1)
+    train(tmp_path / "whole", iterations=1)
+    assert state(out) == state(tmp_path / "whole")
+
+
+def test_a_callback_that_fails_at_the_last_step_costs_none_and_the_kernels_are_taken_when_resumed(tmp_path):
+    out = tmp_path / "run"
+    with pytest.raises(Killed) as raised:
+        train(out, iterations=1, at=10, how=fail)
+    assert raised.value.__notes__ == [f"the run is saved in {out}, at step 10"]
+    train(out, True, iterations=1)
     train(tmp_path / "whole", iterations=1)
     assert state(out) == state(tmp_path / "whole")
 

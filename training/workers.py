@@ -23,7 +23,7 @@ import torch
 
 from halfbridge.training import jsontext
 
-__all__ = ["ALONE", "FirstFailed", "Workers", "current"]
+__all__ = ["ALONE", "FirstFailed", "Workers", "current", "finite_in_all"]
 
 T = TypeVar("T")
 
@@ -152,3 +152,18 @@ def current() -> Workers:
     except ValueError:
         raise ValueError(f"WORLD_SIZE = {os.environ['WORLD_SIZE']!r} is no number of processes; unset it") from None
     return Several() if launched > 1 else ALONE
+
+
+def finite_in_all(workers: Workers, share: Callable[[], T], whole: Callable[[], T]) -> T:
+    """share(), a part of the work in each process. Where one of them raises FloatingPointError all do whole(), the work of all of
+    them, so that all raise what one process would."""
+    failed, made = torch.zeros(1, device=workers.device), None
+    try:
+        made = share()
+    except FloatingPointError:
+        failed += 1
+    workers.add(failed)
+    if made is None or failed.item():
+        whole()
+        raise FloatingPointError("the numbers of another process were not finite")
+    return made

@@ -15,7 +15,7 @@ from halfbridge.training.bridge.reference import ReferenceChain
 from halfbridge.training.bridge.regression import Batch
 from halfbridge.training.bridge.room import buffer
 from halfbridge.training.bridge.targets import TARGETS
-from halfbridge.training.workers import ALONE, Workers
+from halfbridge.training.workers import ALONE, Workers, finite_in_all
 
 __all__ = ["TrajectoryCache"]
 
@@ -106,16 +106,17 @@ class TrajectoryCache:
         size = -(-n // workers.count)
         starts = [min(i * size, n - size) for i in range(workers.count)]
         mine = torch.empty(len(held), size, *held.shape[2:], dtype=held.dtype, device=self.device)
-        failed = torch.zeros(1, device=self.device)
-        try:
+
+        def share() -> Tensor:
             self._fill(half, seed, first + starts[workers.index], mine)
-        except FloatingPointError:
-            failed += 1
-        workers.add(failed)
-        if failed.item():
-            self._fill(half, seed, first, held)  # all alike, to raise what one process does
-            raise FloatingPointError("the chain of another process is not finite")
-        for start, part in zip(starts, workers.gather(mine), strict=True):
+            return mine
+
+        def whole() -> Tensor:
+            self._fill(half, seed, first, held)
+            return held
+
+        parts = workers.gather(finite_in_all(workers, share, whole))
+        for start, part in zip(starts, parts, strict=True):
             held[:, start : start + size].copy_(part)
 
     def _fill(self, half: HalfBridge, seed: int, first: int, held: Tensor) -> None:

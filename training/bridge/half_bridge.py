@@ -41,6 +41,11 @@ class HalfBridge:
         """Of the kernels to be fitted."""
         return self.law.transitions.direction.other
 
+    @property
+    def divisible(self) -> bool:
+        """Whether a path is the same however many are simulated with it."""
+        return True
+
     def states(self, n: int, seed: int, first: int = 0, *, out: Tensor | None = None) -> Tensor:
         """Paths first, ..., first + n - 1 of the teacher whole, (N + 1, n, *shape), entry k being x_k; in `out` where given."""
         x = self.law.begin(n, seed, first, self.index)

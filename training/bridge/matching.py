@@ -31,6 +31,10 @@ class BridgeMatching(HalfBridge):
 
     coupling: Coupling | None = None
 
+    @property
+    def divisible(self) -> bool:
+        return self.coupling is None or self.coupling.how == "independent"  # others pair within minibatches
+
     def ends(self, n: int, seed: int, first: int = 0) -> tuple[Tensor, Tensor]:
         """x_0 and x_N of the paths first, ..., first + n - 1, (n, *shape) each."""
         if self.coupling is not None:

@@ -197,7 +197,8 @@ class NetworkRegressor:
         return NetworkTransitions(reference, direction, net, self.target, teacher=teacher, spread=spread)
 
     def _residual(self, half: HalfBridge, means: Transitions, form: str) -> list[Covariance]:
-        return residual_covariances(half, means, form, self.covariance_paths, self.settings.seed, RESIDUALS)
+        n, seed = self.covariance_paths, self.settings.seed
+        return residual_covariances(half, means, form, n, seed, RESIDUALS, workers=self.workers)
 
     def _cache_of(self, half: HalfBridge) -> TrajectoryCache:
         if self._cache is None or self._cache.reference != half.reference:

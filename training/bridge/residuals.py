@@ -10,12 +10,20 @@ from halfbridge.training.bridge.covariances import Covariance, Diagonal, Full, I
 from halfbridge.training.bridge.half_bridge import HalfBridge
 from halfbridge.training.bridge.targets import variance_ratio
 from halfbridge.training.bridge.transitions import Transitions
+from halfbridge.training.workers import ALONE, Workers, finite_in_all
 
 __all__ = ["residual_covariances"]
 
 
 def residual_covariances(
-    half: HalfBridge, means: Transitions, form: str, n: int, seed: int, first: int = 0, chunk: int = 8192
+    half: HalfBridge,
+    means: Transitions,
+    form: str,
+    n: int,
+    seed: int,
+    first: int = 0,
+    chunk: int = 8192,
+    workers: Workers = ALONE,
 ) -> list[Covariance]:
     """E[(there - M(here)) (there - M(here))^T] of each interval over n paths of the teacher, M the means of `means`: the matched
     covariances that do not depend on the state, [0] between x_0 and x_1.
@@ -24,15 +32,38 @@ def residual_covariances(
     their form for the means as they are, in KL of the teacher's chain to the fitted one (Bao et al. 2022a, 2022b). A variance
     that depends on the state is a regression of `variance_ratio` on `here`.
     Relative standard error sqrt(2/n) of each variance, 1/sqrt(d) of that for a scalar where elements are independent.
-    ValueError for means of the other direction, an unknown form and n < 1.
+    workers: each takes a share of the paths, where they can be divided; the sums are those of one process, to rounding.
+    ValueError for means of the other direction, an unknown form and n < 1; FloatingPointError, in all processes, for paths that
+    are not finite.
     """
     check_form(form)
     whole_number("n", n)
+    whole_number("chunk", chunk)
     if means.direction is not half.direction:
         raise ValueError(f"`means` are of the {means.direction.value} direction; fit {half.direction.value} ones")
-    sums: dict[int, Tensor] = {}
-    for at in range(0, n, whole_number("chunk", chunk)):
-        for pair in half.pairs(min(chunk, n - at), seed, first + at, means=False):
+
+    def sums(start: int, stop: int) -> Tensor:
+        return _sums(half, means, form, seed, range(first + start, first + stop, chunk), first + stop)
+
+    if workers.count == 1 or not half.divisible:
+        total = sums(0, n)
+    else:
+        start, stop = (n * i // workers.count for i in (workers.index, workers.index + 1))
+        total = finite_in_all(workers, lambda: sums(start, stop), lambda: sums(0, n))
+        workers.add(total)
+    covariances = list(total / n)
+    if form == "full":
+        return [Full(c) for c in covariances]
+    return [Diagonal(c) if form == "diagonal" else Isotropic(float(c.mean())) for c in covariances]
+
+
+def _sums(half: HalfBridge, means: Transitions, form: str, seed: int, starts: range, stop: int) -> Tensor:
+    """Over the paths from starts[0] to `stop`, simulated from one start to the next; (N, d, d) or (N, *shape), float64."""
+    like = half.law.begin(1, seed)
+    shape = (like.numel(), like.numel()) if form == "full" else like.shape[1:]
+    sums = torch.zeros(half.reference.steps, *shape, dtype=torch.float64, device=like.device)
+    for at in starts:
+        for pair in half.pairs(min(starts.step, stop - at), seed, at, means=False):
             with torch.no_grad():
                 mean = means.mean(pair.k, pair.here)
             if form == "full":
@@ -40,9 +71,5 @@ def residual_covariances(
                 total = left.mT @ left
             else:
                 total = 2 * pair.gamma * variance_ratio(pair.there, mean, pair.gamma).double().sum(0)
-            j = half.direction.interval(pair.k)
-            sums[j] = sums[j] + total if j in sums else total
-    covariances = [sums[j] / n for j in range(half.reference.steps)]
-    if form == "full":
-        return [Full(c) for c in covariances]
-    return [Diagonal(c) if form == "diagonal" else Isotropic(float(c.mean())) for c in covariances]
+            sums[half.direction.interval(pair.k)] += total
+    return sums
