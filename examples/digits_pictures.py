@@ -13,7 +13,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import ScalarFormatter
 
-__all__ = ["Chain", "classes", "loss", "path", "samples", "scores"]
+__all__ = ["Chain", "classes", "heading", "loss", "path", "plain", "samples", "scores", "sheet"]
 
 INK, QUIET, CARD = "#1f2328", "#6e7781", "#dfe3e8"
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7")
@@ -40,9 +40,9 @@ def samples(
 ) -> None:
     """A row for each solver and a block of columns for each budget; real digits above. All start from the same noise."""
     rows = [torch.cat([real] * len(budgets))] + [torch.cat([found[name, b][:10] for b in budgets]) for name in names]
-    figure, ax = _sheet(torch.stack(rows), 10, left=1.1, head=0.35)
+    figure, ax = sheet(torch.stack(rows), 10, left=1.1, head=0.35)
     for b, budget in enumerate(budgets):
-        _head(ax, b * (10 * TILE + TILE // 2), f"{budget} evaluations")
+        heading(ax, b * (10 * TILE + TILE // 2), f"{budget} evaluations")
     for k, name in enumerate(["real digits", *names]):
         ax.text(-4.0, k * TILE + 3.5, name, ha="right", va="center", fontsize=9, color=INK if k else QUIET)
     figure.savefig(path)
@@ -51,9 +51,9 @@ def samples(
 def classes(columns: Sequence[torch.Tensor], names: Sequence[str], path: Path) -> None:
     """Blocks of six digits of each class, a column a class."""
     rows = [torch.cat([images[10 * k : 10 * k + 10] for images in columns]) for k in range(6)]
-    figure, ax = _sheet(torch.stack(rows), 10, left=0.12, head=0.35)
+    figure, ax = sheet(torch.stack(rows), 10, left=0.12, head=0.35)
     for b, name in enumerate(names):
-        _head(ax, b * (10 * TILE + TILE // 2), name)
+        heading(ax, b * (10 * TILE + TILE // 2), name)
     figure.savefig(path)
 
 
@@ -62,7 +62,7 @@ def path(chain: Chain, path: Path) -> None:
     rows = []
     for k in range(0, chain.states.shape[1], 2):
         rows += [chain.states[:, k], chain.seen[:, k]]
-    figure, ax = _sheet(torch.stack(rows), len(chain.times), left=1.1, head=0.35)
+    figure, ax = sheet(torch.stack(rows), len(chain.times), left=1.1, head=0.35)
     for i, t in enumerate(chain.times):
         ax.text(i * TILE + 3.5, -3.0, f"{t:.1g}".lstrip("0"), ha="center", va="bottom", fontsize=8, color=QUIET)
     ax.text(-4.0, -3.0, "t =", ha="right", va="bottom", fontsize=8, color=QUIET)
@@ -88,7 +88,7 @@ def loss(training: Mapping[str, Any], path: Path) -> None:
     ax.set_xlabel("step", color=INK)
     ax.set_ylabel("squared error of the noise, a pixel", color=INK)
     ax.legend(frameon=False, fontsize=9, labelcolor=INK)
-    _plain(ax)
+    plain(ax)
     figure.savefig(path)
 
 
@@ -125,36 +125,36 @@ def scores(runs: Sequence[Mapping[str, Any]], real: Mapping[str, Any], path: Pat
         ax.minorticks_off()
         ax.set_title(title, loc="left", fontsize=10, color=INK)
         ax.set_xlabel("evaluations", color=INK)
-        _plain(ax)
+        plain(ax)
     axes[0].legend(frameon=False, fontsize=8.5, labelcolor=INK)
     axes[1].legend(frameon=False, fontsize=8.5, labelcolor=INK)
     figure.savefig(path)
 
 
-def _sheet(images: torch.Tensor, block: int, *, left: float, head: float) -> tuple[Figure, Axes]:
+def sheet(images: torch.Tensor, block: int, *, left: float, head: float) -> tuple[Figure, Axes]:
     """images (rows, columns, 1, 8, 8) in inks on a card, half a digit between blocks of `block` columns. In inches: the
     room to the left and above."""
     rows, columns = images.shape[:2]
     gap = TILE - 8
-    sheet = np.full((rows * TILE - gap, columns * TILE + (columns - 1) // block * (TILE // 2) - gap), np.nan)
+    card = np.full((rows * TILE - gap, columns * TILE + (columns - 1) // block * (TILE // 2) - gap), np.nan)
     for i in range(rows):
         for k in range(columns):
             x = k * TILE + k // block * (TILE // 2)
-            sheet[i * TILE : i * TILE + 8, x : x + 8] = images[i, k, 0].double().clamp(-1.0, 1.0).numpy()
-    high, wide = (n * DOTS / DPI for n in sheet.shape)
+            card[i * TILE : i * TILE + 8, x : x + 8] = images[i, k, 0].double().clamp(-1.0, 1.0).numpy()
+    high, wide = (n * DOTS / DPI for n in card.shape)
     full = (left + wide + 0.12, head + high + 0.12)
     figure = Figure(figsize=full, dpi=DPI, facecolor="white")
     ax = figure.add_axes((left / full[0], 0.12 / full[1], wide / full[0], high / full[1]))
     shades = colormaps["gray_r"].with_extremes(bad=CARD)
-    ax.imshow(np.ma.masked_invalid(sheet), cmap=shades, vmin=-1.0, vmax=1.0, interpolation="nearest")
+    ax.imshow(np.ma.masked_invalid(card), cmap=shades, vmin=-1.0, vmax=1.0, interpolation="nearest")
     ax.set_axis_off()
     return figure, ax
 
 
-def _head(ax: Axes, x: float, text: str) -> None:
+def heading(ax: Axes, x: float, text: str) -> None:
     ax.text(x - 0.5, -3.0, text, ha="left", va="bottom", fontsize=9, color=QUIET)
 
 
-def _plain(ax: Axes) -> None:
+def plain(ax: Axes) -> None:
     ax.spines[["top", "right"]].set_visible(False)
     ax.tick_params(colors=INK, labelsize=9, which="both")

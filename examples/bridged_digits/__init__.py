@@ -1,0 +1,1 @@
+"""Bridges of digits: the parts of examples/digits_bridge.py."""

@@ -1,0 +1,257 @@
+"""The bridges of digits in words: README.md from results.json, and nothing else."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+__all__ = ["render"]
+
+COMMAND = "OMP_NUM_THREADS={threads} python examples/digits_bridge.py --seed {seed}"
+
+
+def render(r: Mapping[str, Any]) -> str:
+    """The README of a run's results."""
+    s = r["settings"]
+    parts = [
+        "# Digits: diffusion Schrödinger bridges",
+        "",
+        "```sh",
+        COMMAND.format(**r),
+        "```",
+        "",
+        f"Three experiments on scikit-learn's 1797 handwritten digits of 8x8 pixels, on {_threads(r)} of a CPU. Every "
+        f"network is an MLP of {_thousands(r['parameters'])} parameters, every reference a Brownian motion in steps "
+        f"(`ReferenceChain.dsb`), and the last step of what makes digits has no noise. {r['digits'][1]} digits are held "
+        "out, and with them the judges of the [digits example](../digits/README.md) are made. *Recognised* is what an "
+        "SVM takes for one of the ten digits that knows an eleventh class too, no digit: blends of two digits and draws "
+        "of the Gaussian with the digits' mean and covariance. (One with ten classes alone is sure of all of these.) "
+        "*Energy distance* (unbiased, so it may be negative) and *sliced W2* are between pixels, which span 2.",
+        "",
+        *_hundred(r),
+        *_translation(r),
+        *_few_steps(r),
+        "## Training",
+        "",
+        f"Adam with batches of {s['batch_size']}, learning rate {s['lr']:g} after {s['warmup']} steps, falling by a "
+        f"cosine in each half-bridge; averages of decay {s['ema_decay']:g} are kept, and each half-bridge begins from the "
+        f"one before in its direction. A cache holds {s['cache_paths']} paths and is simulated anew every {s['refresh']} "
+        "steps.",
+        "",
+        "| part | seconds of CPU |",
+        "| --- | --- |",
+        *(f"| {name} | {seconds:.0f} |" for name, seconds in r["cpu_seconds"].items()),
+        f"| all | {sum(r['cpu_seconds'].values()):.0f} |",
+        "",
+        f"{', '.join(f'{k} {v}' for k, v in r['versions'].items())}. All numbers and the settings are in "
+        "[results.json](results.json).",
+        "",
+    ]
+    return "\n".join(parts)
+
+
+def _hundred(r: Mapping[str, Any]) -> list[str]:
+    s, (wide, narrow) = r["settings"], r["hundred"]
+    lines = [
+        "## A hundred digits and a Gaussian",
+        "",
+        f"{s['per_class']} of each digit, {s['iterations']} iterations of DSB, {s['chain']} steps, step noise "
+        f"{s['step_noise']:g}; {s['hundred_steps']} steps of training a half-bridge. The noise can be read in two ways, and both "
+        f"were run: as gamma, where a step has the variance 2 gamma and the deviation {wide['deviation']:.3f} (the papers' "
+        f"letters, and what the pictures show unless they say otherwise), and as the deviation of a step. The Gaussian has the "
+        f"mean image as its mean and the variance that the reference ends with, in the mean over pixels: deviations "
+        f"{wide['prior_std']:.2f} and {narrow['prior_std']:.2f}.",
+        "",
+        "![digits generated after each iteration](hundred_generated.png)",
+        "",
+        "Generated digits, a row an iteration, from the same Gaussian noise in all rows.",
+        "",
+        "![noising after each iteration](hundred_noising.png)",
+        "",
+        "Two digits on their way to noise: by the reference, and by the forward model after each iteration, with the same noise.",
+        "",
+        "![from noise to digits](hundred_generating.png)",
+        "",
+        "Digits on their way from noise, after the last iteration.",
+        "",
+        "![monitors](hundred_monitors.png)",
+        "",
+        "Losses of both models and the monitors of each half-bridge.",
+        "",
+        "| deviation of a step | iteration | recognised | energy distance | sliced W2 | nearest of the hundred | energy "
+        "distance at the Gaussian | KL to the iteration before |",
+        "| --- | --- | --- | --- | --- | --- | --- | --- |",
+    ]
+    for run in (wide, narrow):
+        monitors = {row["iterate"]: row for row in run["monitors"]}
+        for row in run["rows"]:
+            forward, backward = monitors[2 * row["iteration"]], monitors[2 * row["iteration"] - 1]
+            kl = "" if row["iteration"] == 1 else f"{backward['kl']:.2f}, {forward['kl']:.2f}"
+            lines.append(
+                f"| {run['deviation']:.3f} | {row['iteration']} | {row['recognised']:.1%} | {row['energy']:.3f} | "
+                f"{row['sliced_w2']:.3f} | {row['nearest']:.2f} | {forward['end_energy_distance']:.4f} | {kl} |"
+            )
+    lines += [
+        "",
+        "*Energy distance* and *sliced W2* are to the hundred, *nearest* is the median Euclidean distance to the nearest "
+        f"of them (from held-out digits {wide['nearest_real']:.2f}: what is far below that was learned by heart). Of the "
+        f"hundred themselves {wide['recognised_real']:.1%} are recognised. Two samples of the Gaussian are at "
+        f"{wide['floors']['end_energy_distance']:.4f} and {narrow['floors']['end_energy_distance']:.4f} of each other. KL "
+        "is in nats, between paths, of the backward and the forward model.",
+        "",
+        *(_change(run, s["iterations"]) for run in (wide, narrow)),
+        "",
+    ]
+    return lines
+
+
+def _change(run: Mapping[str, Any], iterations: int) -> str:
+    first, last = run["rows"][0], run["rows"][-1]
+    return (
+        f"With steps of {run['deviation']:.3f} the energy distance of the generated digits goes from {first['energy']:.3f} (the "
+        f"first half-bridge, an SGM on this chain) to {last['energy']:.3f} in {iterations} iterations, and the share recognised "
+        f"from {first['recognised']:.1%} to {last['recognised']:.1%}."
+    )
+
+
+def _translation(r: Mapping[str, Any]) -> list[str]:
+    s, t = r["settings"], r["translation"]
+    a, b = s["source"], s["target"]
+    lines = [
+        f"## {a} to {b} and back, unpaired",
+        "",
+        f"DSB between {t['trained_on'][0]} digits {a} and {t['trained_on'][1]} digits {b}, and DSBM (bridge matching, "
+        f"begun from minibatches paired by optimal transport) with the same networks and steps: {s['pair_iterations']} "
+        f"iterations, {s['pair_steps']} steps of training a half-bridge, chains of {s['pair_chain']} steps that add the "
+        f"variance {s['pair_noise']:g} in all, with small steps at both ends. The {t['digits'][0]} and {t['digits'][1]} "
+        f"held-out digits of the two classes are translated, with {s['seeds']} seeds: ± is the deviation over these.",
+        "",
+        "![translations](translations.png)",
+        "",
+        "Held-out digits and their translations.",
+        "",
+        "![on the way](translating.png)",
+        "",
+        "Some of them on their way along the chain of DSB.",
+        "",
+        "| method | to | iteration | recognised as it | energy distance | sliced W2 | moved | paired at random | paired anew |",
+        "| --- | --- | --- | --- | --- | --- | --- | --- | --- |",
+    ]
+    for row in t["rows"]:
+        if row["iteration"] in (1, s["pair_iterations"]):
+            lines.append(
+                f"| {row['method']} | {row['to']} | {row['iteration']} | {_share(row['recognised'])} | {_pm(row['energy'])} | "
+                f"{_pm(row['sliced_w2'])} | {_pm(row['moved'])} | {row['dealt'][0]:.3f} | {row['repaired'][0]:.3f} |"
+            )
+    last = [row for row in t["rows"] if row["iteration"] == s["pair_iterations"]]
+    lines += [
+        "",
+        "*Moved* is the mean square of a pixel's change from a digit to its translation; beside it the same if the "
+        "digits and their translations were paired at random, and at the least cost (exact optimal transport, POT). "
+        f"Between the held-out {a}s and {b}s themselves it is {t['independent']:.3f} at random and {t['transport']:.3f} "
+        "at the least cost. Real digits that the SVM has not seen are taken for their class in "
+        f"{t['real'][str(a)]['recognised']:.1%} ({a}) and {t['real'][str(b)]['recognised']:.1%} ({b}) of all cases; two "
+        f"parts of real digits, of the sizes compared here, are at {_pm(t['real'][str(a)]['energy'])} ({a}) and "
+        f"{_pm(t['real'][str(b)]['energy'])} ({b}), with a sliced W2 of {_pm(t['real'][str(a)]['sliced_w2'])} and "
+        f"{_pm(t['real'][str(b)]['sliced_w2'])}.",
+        "",
+        *(_kept(row, t) for row in last),
+        "",
+    ]
+    return lines
+
+
+def _kept(row: Mapping[str, Any], t: Mapping[str, Any]) -> str:
+    share = (row["dealt"][0] - row["moved"][0]) / (row["dealt"][0] - row["repaired"][0])
+    mean, deviation = t["real"][str(row["to"])]["energy"]
+    far = (row["energy"][0] - mean) / deviation
+    return (
+        f"- {row['method']} to {row['to']}: of what the best pairing of these images saves against a random one, {share:.0%} is "
+        f"saved; the translations are {far:.1f} deviations of real digits' energy distance from real digits."
+    )
+
+
+def _few_steps(r: Mapping[str, Any]) -> list[str]:
+    s, t = r["settings"], r["few_steps"]
+    total = 2 * s["few_iterations"] * s["few_steps"]
+    rows = t["rows"]
+    lines = [
+        "## Against an SGM, in few steps",
+        "",
+        f"All {r['digits'][0]} digits to a Gaussian, {total} steps of training a model. *DSB*: {s['few_iterations']} "
+        f"iterations on a chain of as many steps as are sampled, step sizes rising by a factor of {s['few_ratio']:g} from "
+        f"the digits to the noise, variance {s['few_noise']:g} in all; its backward model sees half of the training. "
+        "*SGM, same chain*: the first half-bridge of that chain, with all of the training. *SGM, VP*: `fit_score` under "
+        f"`hb.VP()`, one model for all numbers of steps, ancestral sampling. {s['samples']} digits, {s['seeds']} sampling "
+        "seeds: ± and bars are the deviation over these, and not over trainings.",
+        "",
+        "![samples](few_steps.png)",
+        "",
+        "![scores](few_steps_scores.png)",
+        "",
+        "| steps | model | energy distance | sliced W2 | recognised | gap at the Gaussian |",
+        "| --- | --- | --- | --- | --- | --- |",
+    ]
+    for row in sorted(rows, key=lambda row: row["evaluations"]):
+        gap = "" if row["gap"] is None else f"{row['gap']:.4f}"
+        lines.append(
+            f"| {row['evaluations']} | {row['model']} | {_pm(row['energy'])} | {_pm(row['sliced_w2'])} | "
+            f"{_share(row['recognised'])} | {gap} |"
+        )
+    real, law = t["real"], t["gaussian"]
+    lines += [
+        "",
+        f"Two parts of real digits are at {_pm(real['energy'])} and {_pm(real['sliced_w2'])}, and "
+        f"{real['recognised']:.1%} of those that the SVM has not seen are recognised; a Gaussian with the digits' mean "
+        f"and covariance is at {_pm(law['energy'])} and {_pm(law['sliced_w2'])}, {_share(law['recognised'])} of it "
+        "recognised. *Gap at the Gaussian*: energy distance of what the noising chain ends in from the law that sampling "
+        "starts from; an SGM's is that of the reference itself.",
+        "",
+        _seen(rows, s["budgets"]),
+        "",
+    ]
+    return lines
+
+
+def _seen(rows: Sequence[Mapping[str, Any]], budgets: Sequence[int]) -> str:
+    """Which model is nearest at each number of steps, and whether DSB needs fewer."""
+    energy = {(row["model"], row["evaluations"]): row["energy"][0] for row in rows}
+    names = list(dict.fromkeys(row["model"] for row in rows))
+    best = ", ".join(f"{min(names, key=lambda m: energy[m, b])} at {b}" for b in budgets)
+    parts = [f"By energy distance the nearest is {best} steps."]
+    for name in names:
+        if name == "DSB":
+            continue
+        pairs = [
+            (few, many)
+            for few in budgets
+            for many in budgets
+            if few < many and energy["DSB", few] <= energy[name, many]
+        ]
+        wins = [b for b in budgets if energy["DSB", b] < energy[name, b]]
+        beaten = "at no number of steps" if not wins else f"at {_list(wins)} steps"
+        parts.append(f"DSB is nearer than {name} {beaten}" + (
+            f", and with {pairs[0][0]} steps no farther than it with {max(many for few, many in pairs if few == pairs[0][0])}."
+            if pairs else "; it never is so with fewer steps."
+        ))  # fmt: skip
+    return " ".join(parts)
+
+
+def _list(values: Sequence[int]) -> str:
+    return ", ".join(map(str, values[:-1])) + (" and " if len(values) > 1 else "") + str(values[-1])
+
+
+def _pm(values: Sequence[float]) -> str:
+    return f"{values[0]:.3f} ± {values[1]:.3f}"
+
+
+def _share(values: Sequence[float]) -> str:
+    return f"{values[0]:.1%} ± {values[1]:.1%}"
+
+
+def _thousands(n: int) -> str:
+    return f"{n:,}".replace(",", " ")
+
+
+def _threads(r: Mapping[str, Any]) -> str:
+    return "1 thread" if r["threads"] == 1 else f"{r['threads']} threads"
