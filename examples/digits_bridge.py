@@ -20,7 +20,7 @@ from typing import Any
 
 import torch
 from bridged_digits import few_steps, hundred, pictures, report, translation
-from bridged_digits.judged import Judged, network
+from bridged_digits.judged import Judged, network, pair_network
 from bridged_digits.settings import FULL, QUICK, Settings
 
 from halfbridge.training import recipe
@@ -38,7 +38,7 @@ def run(out: Path, settings: Settings = FULL, seed: int = 0, echo: Callable[[str
             "hundred": _hundred(s, judged, seed, out, echo, clock),
             "translation": _translation(s, judged, seed, out, echo, clock),
             "few_steps": _few_steps(s, judged, seed, out, echo, clock),
-            "parameters": network(s).parameter_count,
+            "parameters": [network(s).parameter_count, pair_network(s).parameter_count],
         }
     told = {
         "settings": dataclasses.asdict(s),
@@ -65,7 +65,7 @@ def _hundred(
         with tempfile.TemporaryDirectory() as folder:
             found = hundred.join(s, deviation, seed, Path(folder) / "run")
         told.append(hundred.measured(s, judged, deviation, found, seed, echo))
-        blocks.append(found.generated(16, seed + 2))
+        blocks.append(found.generated(12, seed + 2))
         names.append(f"steps of deviation {deviation:.3f}")
         if k == 0:
             shown = [round((k + 0.5) * len(found.centred) / 2) for k in range(2)]
@@ -73,7 +73,7 @@ def _hundred(
             pictures.generating(found.generating(12, seed + 2), out / "hundred_generating.png")
             fit = found.fits[-1]
             plot_monitors(fit.monitors, fit.losses, out / "hundred_monitors.png", fit.floors)
-            real = (found.centred + found.mean)[:: max(1, len(found.centred) // 16)]
+            real = (found.centred + found.mean)[:: max(1, len(found.centred) // 12)]
     pictures.generated(real, blocks, names, out / "hundred_generated.png")
     clock.lap("a hundred digits")
     return told
@@ -86,7 +86,7 @@ def _translation(
     pairs = {name: translation.translate(s, judged, name.lower(), seed, echo) for name in ("DSB", "DSBM")}
     told = translation.measured(s, judged, pairs, seed + 1)
     arrows = [f"{s.source} to {s.target}", f"{s.target} to {s.source}"]
-    shown = {name: pair.shown(16, seed + 1) for name, pair in pairs.items()}
+    shown = {name: pair.shown(12, seed + 1) for name, pair in pairs.items()}
     pictures.translations(shown, arrows, out / "translations.png")
     pictures.ways(shown["DSB"], arrows, 8, out / "translating.png")
     clock.lap("translation")

@@ -18,7 +18,7 @@ from halfbridge.training.bridge import PathLaw, ReferenceChain, ReferenceTransit
 sys.path.insert(0, str(Path(__file__).parent.parent / "examples"))
 import digits_bridge as example
 from bridged_digits import few_steps, hundred, report, translation
-from bridged_digits.judged import Judged, blends, like, mean_and_deviation, squared
+from bridged_digits.judged import Judged, blends, like, mean_and_deviation, noisy, squared
 
 SMALL = dataclasses.replace(example.QUICK, hundred_steps=3, pair_steps=3, few_steps=2, budgets=(3, 4))
 
@@ -64,13 +64,14 @@ def test_every_iteration_is_measured_in_both_readings_of_the_noise(experiment):
         assert run["prior_std"] ** 2 - SMALL.chain * run["deviation"] ** 2 == pytest.approx(0.2927, abs=1e-3)
 
 
-def test_the_judge_of_digits_knows_blends_and_gaussians_from_digits_it_has_not_seen(judged):
+def test_the_judge_of_digits_knows_blends_gaussians_and_noise_from_digits_it_has_not_seen(judged):
     train = judged.judges.train
     assert judged.are_digits(train) > 0.85
     assert judged.are_digits(like(train, 500, 7)) < 0.25
     mixed = blends(train, judged.judges.train_classes, 500, 7)
     assert len(mixed) == 500
     assert judged.are_digits(mixed) < 0.1
+    assert judged.are_digits(noisy(train, 7)) < 0.1
     assert judged.judges.classifier.predict_proba(mixed.flatten(1).numpy()).max(axis=1).min() > 0.3  # the other one
 
 
@@ -133,13 +134,13 @@ class _Rows:
 
 
 def test_models_are_trained_alike_and_sample_in_the_evaluations_they_are_named_by(judged, monkeypatch):
-    trained, sampled, forward = [], [], hb.nets.MLP.forward
+    trained, sampled, forward = [], [], hb.nets.UNet.forward
 
     def counted(net, x, t, *rest):
         (trained if torch.is_grad_enabled() and net.training else sampled).append(len(x))
         return forward(net, x, t, *rest)
 
-    monkeypatch.setattr(hb.nets.MLP, "forward", counted)
+    monkeypatch.setattr(hb.nets.UNet, "forward", counted)
     steps = []
     models = []
     for model in few_steps.models(SMALL, judged, 0, lambda text: None):

@@ -75,11 +75,8 @@ def _long(s: Settings, x: torch.Tensor, mean: torch.Tensor, seed: int) -> Iterat
     """One score of VP for all budgets, which is sampled on a grid that is no part of its training."""
     objective = objectives.Denoising(hb.VP(), predicts="velocity")
     torch.manual_seed(seed)
-    changes = {"warmup": s.warmup, "schedule": "cosine", "ema_decay": s.score_decay, "seed": seed}
-    steps = 2 * s.few_iterations * s.few_steps
-    fit = fit_score(
-        network(s), x, objective.process, objective=objective, steps=steps, batch_size=s.batch_size, lr=s.lr, **changes
-    )
+    settings = s.training(2 * s.few_iterations * s.few_steps, seed)
+    fit = fit_score(network(s), x, objective.process, objective=objective, settings=settings)
     field = objective.field(fit.net)
     for n in s.budgets:
         grid = hb.grids.quadratic(objective.process, n)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 import torch
@@ -14,7 +13,7 @@ from sklearn.svm import SVC
 import halfbridge as hb
 from bridged_digits.settings import Settings
 
-__all__ = ["Judged", "blends", "like", "mean_and_deviation", "network", "squared"]
+__all__ = ["Judged", "blends", "like", "mean_and_deviation", "network", "noisy", "pair_network", "squared"]
 
 NO_DIGIT = -1
 
@@ -23,8 +22,8 @@ class Judged:
     """The digits, and what is said of others: by the classifier and against the held-out digits of `Judges`.
 
     That classifier knows ten classes, and is sure of one of them whatever it is shown: of 98 % of the draws of a Gaussian with
-    the digits' mean and covariance, of all blends of two digits. So a second one, that knows such as an eleventh class, says
-    what is a digit at all.
+    the digits' mean and covariance, of all blends of two digits. So a second one, that knows these and digits under noise as an
+    eleventh class, says what is a digit at all.
     """
 
     def __init__(self, settings: Settings, seed: int) -> None:
@@ -34,7 +33,9 @@ class Judged:
         self.classes = self.digits.classes(self.digits.held_out)
         held_out = self.judges.held_out
         half = len(held_out) // 2
-        none = torch.cat([like(held_out, half, seed), blends(held_out, self.classes, half, seed)])
+        none = torch.cat(
+            [like(held_out, half, seed), blends(held_out, self.classes, half, seed), noisy(held_out, seed)[:half]]
+        )
         shown = torch.cat([held_out, none]).flatten(1).numpy()
         self.digit = SVC(C=10.0).fit(shown, torch.cat([self.classes, torch.full((len(none),), NO_DIGIT)]).numpy())
 
@@ -88,6 +89,19 @@ def blends(x: torch.Tensor, classes: torch.Tensor, n: int, seed: int) -> torch.T
     return (x[pairs[:, 0]] + x[pairs[:, 1]]) / 2.0
 
 
-def network(settings: Settings) -> Any:
-    """Those of all experiments."""
-    return hb.nets.MLP((1, 8, 8), hidden=settings.hidden, depth=settings.depth)
+def noisy(x: torch.Tensor, seed: int) -> torch.Tensor:
+    """x in another order and under noise, of a deviation from 0.5 to 2 for each."""
+    generator = torch.Generator().manual_seed(seed)
+    deviations = torch.rand(len(x), 1, 1, 1, generator=generator) * 1.5 + 0.5
+    order = torch.randperm(len(x), generator=generator)
+    return x[order] + deviations * torch.randn(x.shape, generator=generator)
+
+
+def network(settings: Settings) -> hb.nets.UNet:
+    """That of bridges and scores between digits and a Gaussian."""
+    return hb.nets.UNet((1, 8, 8), width=settings.width, multipliers=settings.multipliers, blocks=1, attention=())
+
+
+def pair_network(settings: Settings) -> hb.nets.MLP:
+    """That of bridges between digits and digits."""
+    return hb.nets.MLP((1, 8, 8), hidden=settings.pair_hidden, depth=settings.pair_depth)

@@ -20,12 +20,14 @@ def render(r: Mapping[str, Any]) -> str:
         COMMAND.format(**r),
         "```",
         "",
-        f"Three experiments on scikit-learn's 1797 handwritten digits of 8x8 pixels, on {_threads(r)} of a CPU. Every "
-        f"network is an MLP of {_thousands(r['parameters'])} parameters, every reference a Brownian motion in steps "
-        f"(`ReferenceChain.dsb`), and the last step of what makes digits has no noise. {r['digits'][1]} digits are held "
-        "out, and with them the judges of the [digits example](../digits/README.md) are made. *Recognised* is what an "
-        "SVM takes for one of the ten digits that knows an eleventh class too, no digit: blends of two digits and draws "
-        "of the Gaussian with the digits' mean and covariance. (One with ten classes alone is sure of all of these.) "
+        f"Three experiments on scikit-learn's 1797 handwritten digits of 8x8 pixels, on {_threads(r)} of a CPU: "
+        f"{sum(r['cpu_seconds'].values()):.0f} s. Between digits and a Gaussian the networks are U-Nets of "
+        f"{_thousands(r['parameters'][0])} parameters, between digits and digits MLPs of {_thousands(r['parameters'][1])}. "
+        "Every reference of a bridge is a Brownian motion in steps (`ReferenceChain.dsb`), and the last step of what makes "
+        f"digits has no noise. {r['digits'][1]} digits are held out, and with them the judges of the "
+        "[digits example](../digits/README.md) are made. *Recognised* is what an SVM takes for one of the ten digits that "
+        "knows an eleventh class too, no digit: blends of two digits, digits under noise, and draws of the Gaussian with "
+        "the digits' mean and covariance. (One that knows the ten classes alone is sure of such, too.) "
         "*Energy distance* (unbiased, so it may be negative) and *sliced W2* are between pixels, which span 2.",
         "",
         *_hundred(r),
@@ -33,10 +35,11 @@ def render(r: Mapping[str, Any]) -> str:
         *_few_steps(r),
         "## Training",
         "",
-        f"Adam with batches of {s['batch_size']}, learning rate {s['lr']:g} after {s['warmup']} steps, falling by a "
-        f"cosine in each half-bridge; averages of decay {s['ema_decay']:g} are kept, and each half-bridge begins from the "
-        f"one before in its direction. A cache holds {s['cache_paths']} paths and is simulated anew every {s['refresh']} "
-        "steps.",
+        f"Adam, the learning rate falling by a cosine in each half-bridge after {s['warmup']} steps of warm-up. Each "
+        "half-bridge begins from the averaged network of the one before in its direction. U-Nets: batches of "
+        f"{s['batch_size']}, learning rate {s['lr']:g}, averages of decay {s['ema_decay']:g}, a cache of "
+        f"{s['cache_paths']} paths; MLPs: {s['pair_batch']}, {s['pair_lr']:g}, {s['pair_decay']:g} and {s['pair_cache']}. "
+        f"A cache is simulated anew every {s['refresh']} steps.",
         "",
         "| part | seconds of CPU |",
         "| --- | --- |",

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import ot
 import torch
 
-from bridged_digits.judged import Judged, mean_and_deviation, network, squared
+from bridged_digits.judged import Judged, mean_and_deviation, pair_network, squared
 from bridged_digits.settings import Settings
 from halfbridge.training.bridge import (
     Bridge,
@@ -51,7 +51,7 @@ def translate(s: Settings, judged: Judged, method: str, seed: int, echo: Callabl
     reference = ReferenceChain.dsb(sizes * (s.pair_noise / 2.0 / sizes.sum()))
     torch.manual_seed(seed)
     regressor = NetworkRegressor(
-        *(network(s) for _ in range(2)), settings=s.training(s.pair_steps, seed), cache_paths=s.cache_paths, refresh=s.refresh,
+        *(pair_network(s) for _ in range(2)), settings=s.pair_training(seed), cache_paths=s.pair_cache, refresh=s.refresh,
         method=method, coupling=Coupling(laws[0], laws[1], reference, "ot", 128) if method == "dsbm" else None,
     )  # fmt: skip
     bridges = []
