@@ -61,6 +61,8 @@ def run(out: Path, settings: Settings = FULL, seed: int = 0, say: Callable[[str]
         made, seconds, rows = trained.between_gaussians(s.dim, s.networks, s.pairs, seed + k)
         networks.append({"seed": seed + k, "cpu_seconds": seconds, "stopped": made.stopped, "kl": made.monitors[-1].kl,
                          **{row.to: {"mean": row.mean, "cov": row.cov} for row in rows}})  # fmt: skip
+        worst = [f"mean {row.mean:.4f} and covariance {100 * row.cov:.2f} % off" for row in rows]
+        timed(f"to the end {worst[0]}, to the start {worst[1]}")
         if k == 0:
             pictures.training(made.monitors, made.losses, made.floors, out / "training.png")
     results: dict[str, Any] = {

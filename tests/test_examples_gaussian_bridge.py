@@ -109,6 +109,7 @@ def test_the_process_rests_at_the_standard_normal_and_the_bridge_is_there_at_its
         k = 4
         wrong = way._replace(mean=way.mean + 0.1 * way.std)
         assert wrong.mean_z[k] == pytest.approx(way.mean_z[k] - 0.1 * math.sqrt(4000))
+        assert way.std_z[k] == pytest.approx((way.found_std[k] / way.std[k] - 1.0) * math.sqrt(2 * 4000))
     for way in (bridge, back):
         np.testing.assert_allclose(
             [way.mean[0], way.std[0], way.mean[-1], way.std[-1]], [2.0, 0.5, 0.0, 1.0], atol=1e-12
@@ -137,6 +138,13 @@ def test_quick_numbers_of_the_mixtures_are_those_of_the_bridge(modules, made):
     m, mixtures, s = results["mixtures"], modules["mixtures"], modules["settings"].QUICK
     c = mixtures.compare(s.mixtures, s.mixture_pairs, SEED)
     assert m["variation"] == {to: c.variation(to) for to in ("end", "start")}
+    assert m["floor"] == pytest.approx(0.5 * np.sqrt(2 * c.exact / (np.pi * s.mixture_pairs)).sum(), rel=0.25)
+    for to, law in (("end", mixtures.LAW0), ("start", mixtures.LAW1)):
+        x = law.sample(s.mixture_pairs, 10_000 + SEED).float()
+        y = c.made.translate(x, 10_001 + SEED, to=to)
+        pairs = (x, y) if to == "end" else (y, x)
+        bins = np.histogram2d(*(v[:, 0].numpy() for v in pairs), bins=(c.edges, c.edges))[0] / s.mixture_pairs
+        assert c.variation(to) == pytest.approx(0.5 * np.abs(bins - c.exact).sum())
     wanted = mixtures.grid_bridge()
     x = wanted.marginal(0.6).sample(20_000, 1)
     gap = c.made.backward_drift(0.6, x.float()) - wanted.backward_drift(0.6, x)

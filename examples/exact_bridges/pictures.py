@@ -34,12 +34,16 @@ def relaxation(ways: Sequence[Way], path: Path) -> None:
         above.set_ylim(-3.2, 3.8)
         below.axhline(0.0, color=QUIET, lw=0.8, ls=(0, (4, 3)))
         below.axhline(1.0, color=QUIET, lw=0.8, ls=(0, (4, 3)))
-        for exact, found, what, shade in (
-            (way.mean, way.found_mean, "mean", BLUE),
-            (way.std, way.found_std, "standard deviation", RED),
+        some = slice(None, None, max(1, len(t) // 10))
+        for exact, found, error, what, shade in (
+            (way.mean, way.found_mean, way.mean_error, "mean", BLUE),
+            (way.std, way.found_std, way.std_error, "standard deviation", RED),
         ):
-            below.plot(t, exact, color=shade, lw=1.6, label=f"{what}, exact")
-            below.plot(t, found, "o", color=shade, ms=4.0, mec="white", mew=0.6, label="simulated")
+            below.plot(t, exact, color=shade, lw=1.4, label=f"{what}, exact")
+            below.errorbar(
+                t[some], found[some], 2.0 * error[some], fmt="o", color=shade, ms=3.5, lw=1.2, capsize=2.5,
+                label="simulated ± 2 standard errors",
+            )  # fmt: skip
         if way.first_half is not None:
             for curve, shade in zip(way.first_half, (BLUE, RED), strict=True):
                 below.plot(

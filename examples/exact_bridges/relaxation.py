@@ -41,14 +41,24 @@ class Way(NamedTuple):
     """Exact mean and standard deviation of the first half-bridge, SGM, that starts where this way does."""
 
     @property
+    def mean_error(self) -> NDArray[np.float64]:
+        """Standard errors of the means, std/sqrt(n)."""
+        return self.std / math.sqrt(self.count)
+
+    @property
+    def std_error(self) -> NDArray[np.float64]:
+        """Standard errors of the standard deviations, std/sqrt(2 n) for normal laws."""
+        return self.std / math.sqrt(2 * self.count)
+
+    @property
     def mean_z(self) -> NDArray[np.float64]:
-        """Errors of the means in standard errors, std/sqrt(n)."""
-        return (self.found_mean - self.mean) / (self.std / math.sqrt(self.count))
+        """Errors of the means in standard errors."""
+        return (self.found_mean - self.mean) / self.mean_error
 
     @property
     def std_z(self) -> NDArray[np.float64]:
-        """Errors of the standard deviations in their standard errors, std/sqrt(2 n) for normal laws."""
-        return (self.found_std - self.std) / (self.std / math.sqrt(2 * self.count))
+        """Errors of the standard deviations in standard errors."""
+        return (self.found_std - self.std) / self.std_error
 
 
 def ways(steps: int, count: int, seed: int, shown: int = 40) -> list[Way]:

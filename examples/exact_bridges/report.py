@@ -160,8 +160,9 @@ def _errors(results: dict[str, Any]) -> str:
         "full matched covariances its fixed point between Gaussians is the closed form's coupling for any number of steps. "
         "The rest is the training's, and mostly chance: what counts is how many trajectories the averaged networks remember, "
         "for their chains' ends are off by about a standard deviation over the root of that number, and each half-bridge "
-        "hands its error on to the next. They remember the last steps alone, while the learning rate falls: so few steps of "
-        "the chain and large batches of rows that are not reused buy more than larger networks."
+        "hands its error on to the next. An average's memory is the last part of the steps alone (about a ninth of them in its "
+        "warm-up, see `nets.EMA`), and a falling learning rate's is no longer: so a chain of few steps and large batches of "
+        "rows that are not reused buy more than larger networks."
     )
 
 

@@ -50,13 +50,13 @@ class Settings:
     drift_chains: tuple[int, ...] = (10, 20, 40, 80)
     drift_iterations: int = 20
     ou_chain: int = 40
-    ou_paths: int = 20_000
+    ou_paths: int = 2000
     mixture_pairs: int = 400_000
 
 
 FULL = Settings(
     networks=Training(
-        chain=6, iterations=9, steps=800, batch_size=2048, lr=1e-3, schedule="cosine", ema_decay=0.99, cache_paths=8192,
+        chain=4, iterations=9, steps=1000, batch_size=2048, lr=2e-3, schedule="constant", ema_decay=0.999, cache_paths=8192,
         hidden=32, examples=1_000_000, covariance_paths=65536,
     ),
     mixtures=Training(
