@@ -39,10 +39,10 @@ def quadratic(process: Process, n: int, t_end: float | None = None) -> Grid:
 def half_log_snr(process: Process, n: int, t_end: float | None = None) -> Grid:
     """n equal steps in lambda = log(alpha/sigma) from T to t_end (default t_min): shape (n + 1,).
 
-    ValueError unless n >= 1 and 0 < t_end < T: lambda is infinite at 0.
+    ValueError unless n >= 1 and 0 < t_end < T: lambda is infinite at 0, where there is no noise.
     """
     n, t_end = _check_request(process, n, t_end)
-    if t_end == 0:
+    if t_end == 0 and process.sigma(0.0) == 0:
         raise ValueError(
             "`t_end` = 0 is at infinite half log-SNR; end at a t_end > 0, or use grids.karras(process, n, t_end=0)"
         )
@@ -53,12 +53,12 @@ def half_log_snr(process: Process, n: int, t_end: float | None = None) -> Grid:
 def karras(process: Process, n: int, rho: float = 7.0, t_end: float | None = None) -> Grid:
     """n equal steps in nu^(1/rho), nu = sigma/alpha, from T to t_end (default t_min): shape (n + 1,).
 
-    With t_end = 0: n - 1 such steps from T to t_min and a last one to 0, as in EDM. ValueError unless n >= 1, rho > 0,
-    0 <= t_end < T.
+    With t_end = 0, where there is no noise: n - 1 such steps from T to t_min and a last one to 0, as in EDM. ValueError
+    unless n >= 1, rho > 0, 0 <= t_end < T.
     """
     n, t_end = _check_request(process, n, t_end)
     rho = _check_rho(rho)
-    if t_end == 0:
+    if t_end == 0 and process.sigma(0.0) == 0:
         times = karras(process, n - 1, rho) if n > 1 else np.array([process.T])
         return np.append(times, 0.0)
     roots = _between(process.nu(process.T) ** (1 / rho), process.nu(t_end) ** (1 / rho), n)
@@ -69,7 +69,8 @@ def check(process: Process, grid: Sequence[float] | NDArray[Any] | Tensor) -> Gr
     """The grid as a new float64 array, if a Field on this process can be integrated along it.
 
     grid: a list or tuple of floats, or a float64 array or tensor. TypeError for another dtype. ValueError unless it has
-    at least two times, finite, strictly decreasing, inside [0, T], and ends at 0 only where sigma(0) = 0.
+    at least two times, finite, strictly decreasing, inside [0, T], and ends at 0 only where sigma(0) = 0,
+    or where the process itself says that sampling ends there (t_min = 0).
     """
     times = _as_array(grid)
     rising = np.flatnonzero(np.diff(times) >= 0)
@@ -147,7 +148,7 @@ def _check_request(process: Process, n: Any, t_end: Any) -> tuple[int, float]:
 
 
 def _check_zero_end(process: Process) -> None:
-    if process.sigma(0.0) > 0:
+    if process.t_min > 0 and process.sigma(0.0) > 0:
         raise ValueError(
             f"the grid ends at 0, where {process!r} still has sigma = {process.sigma(0.0):.6g}; "
             f"end it at t_min = {process.t_min:g} or another positive time"

@@ -165,6 +165,12 @@ def check_grid(problem: Problem, grid: Any) -> np.ndarray[Any, np.dtype[np.float
             f"the grid goes from {times[0]:.6g} up to {times[-1]:.6g}, but the reverse SDE runs from noise to data; pass "
             "decreasing times, or problem.reversed() with increasing ones"
         )
+    way = "increasing" if times[0] < times[-1] else "decreasing"
+    if isinstance(problem, SDE) and problem.runs not in (None, way):
+        raise ValueError(
+            f"the grid goes from {times[0]:.6g} to {times[-1]:.6g}, but this SDE is for {problem.runs} times; pass the SDE of "
+            "the other direction, or the grid turned round"
+        )
     return times
 
 

@@ -55,8 +55,9 @@ class SDE:
       "scalar"    a number (or one a sample, shape (batch,)) times a normal like x;
       "diagonal"  one coefficient an element, of a shape that broadcasts to x's;
       "matrix"    (d, m) or (batch, d, m) times m normals, for states of shape (batch, d).
+    runs: "increasing" or "decreasing" for an equation that is meant for such grids alone; other grids are refused then.
     `f`, `g`, `noise_type` and `sde_type` are torchsde's, so the object also runs in torchsde.sdeint.
-    Raises ValueError for an unknown `noise` or a diffusion whose value does not fit it.
+    Raises ValueError for an unknown `noise` or `runs`, or a diffusion whose value does not fit it.
     """
 
     process: Process | None = None
@@ -67,9 +68,13 @@ class SDE:
         drift: Callable[[float, torch.Tensor], torch.Tensor],
         diffusion: float | Callable[..., Any],
         noise: str = "scalar",
+        runs: str | None = None,
     ) -> None:
         if noise not in NOISE_KINDS:
             raise ValueError(f"noise = {noise!r} is not one of {', '.join(map(repr, NOISE_KINDS))}")
+        if runs not in (None, "increasing", "decreasing"):
+            raise ValueError(f"runs = {runs!r} is not 'increasing', 'decreasing' or None, either way")
+        self.runs = runs
         self._drift = _callable("drift", drift)
         self.noise = noise
         self._given = diffusion

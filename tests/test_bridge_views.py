@@ -1,5 +1,6 @@
 """A bridge in use: drifts against the closed form, flows and likelihoods, trajectories at any time."""
 
+import functools
 import math
 
 import numpy as np
@@ -8,11 +9,20 @@ import torch
 from bridge_nets import F64, NEAR0, NEAR1, ONE, exact_iterate
 
 import halfbridge as hb
-from halfbridge.training.bridge import Bridge, ReferenceChain, ReferenceTransitions, ScoreTransitions, simulate
+from halfbridge.training.bridge import (
+    Bridge,
+    Direction,
+    ReferenceChain,
+    ReferenceTransitions,
+    ScoreTransitions,
+    simulate,
+)
+from halfbridge.training.bridge.bridge_process import BridgeProcess
 
 CLOSED = hb.reference.GaussianBridge(NEAR0, NEAR1, ONE)
 
 
+@functools.cache
 def bridge(steps, half_bridges=26):
     """By exact discrete IPF: the kernels are the bridge's own."""
     last = exact_iterate(steps, half_bridges)
@@ -83,13 +93,81 @@ def test_our_solvers_carry_one_law_to_the_other_along_drifts_and_flow():
         assert float((left.mT @ left / n - wanted.cov).abs().max()) < 0.02 + 6 * math.sqrt(2 / n)
 
 
-def test_the_likelihood_along_the_flow_is_the_bridges():
-    """log p_t at t_min, by the flow from there to T and the law there: the chain's 40 steps leave 1e-3."""
-    x, t_min = NEAR0.sample(5, 2), 0.01
-    found = hb.log_likelihood(
-        bridge(40).flow_field(), x, prior=NEAR1, solver=hb.Heun(), grid=np.linspace(1.0, t_min, 100)
-    )
+NOISELESS = pytest.mark.parametrize("solver", [hb.Heun(), hb.DPMSolver(2), hb.DPMSolverPP(), hb.DDIM()], ids=repr)
+FIELDS = [("backward_field", NEAR1, NEAR0), ("forward_field", NEAR0, NEAR1)]
+
+
+@NOISELESS
+@pytest.mark.parametrize("way", FIELDS, ids=lambda way: way[0])
+def test_solvers_without_noise_follow_the_flow_to_the_very_end_in_their_order(solver, way):
+    """Both ways, on grids that end at 0: the last step is like any other, not twice too long (Tweedie's)."""
+    made, x, errors = bridge(20), way[1].sample(200, 6), []
+    fine = np.linspace(0.0, 1.0, 201)
+    wanted = hb.solve(made.probability_flow(), hb.Heun(), x, grid=fine if way[0] == "forward_field" else 1.0 - fine).x
+    for n in (10, 40):
+        end = hb.solve(getattr(made, way[0])(solver.stochasticity), solver, x, grid=np.linspace(1.0, 0.0, n + 1)).x
+        errors.append(float((end - wanted).norm(dim=1).mean()))
+    first, last = (0.05, 0.012) if solver.order == 1 else (0.01, 0.001)
+    assert errors[0] < first
+    assert errors[-1] < last
+
+
+@pytest.mark.parametrize("way", FIELDS, ids=lambda way: way[0])
+def test_euler_maruyama_on_the_fields_is_that_on_the_sdes(way):
+    made, x, grid = bridge(5), way[1].sample(50, 6), np.linspace(1.0, 0.0, 14)
+    forward = way[0] == "forward_field"
+    sde = made.forward_sde() if forward else made.backward_sde()
+    wanted = hb.solve(sde, hb.EulerMaruyama(), x, grid=1.0 - grid if forward else grid, seed=1).x
+    found = hb.solve(getattr(made, way[0])(), hb.EulerMaruyama(), x, grid=grid, seed=1).x
+    torch.testing.assert_close(found, wanted, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize(
+    "solver", [hb.ReverseDiffusion(), hb.Ancestral(), hb.Ancestral("transition"), hb.DDIM(1.0), hb.DDIM(0.5)], ids=repr
+)
+@pytest.mark.parametrize("way", FIELDS, ids=lambda way: way[0])
+def test_samplers_of_fields_carry_one_law_to_the_other(solver, way):
+    """As of the SDEs, by hb.sample from the law at the other end."""
+    name, begin, wanted = way
+    made, n = bridge(40), 20_000
+    y = hb.sample(getattr(made, name)(solver.stochasticity), solver, grid=np.linspace(1.0, 0.0, 64), shape=(n, 2), seed=3,
+                  prior=begin, dtype=F64)  # fmt: skip
+    left = y - wanted.mean
+    assert float(left.mean(0).abs().max()) < 0.02 + 6 / math.sqrt(n)
+    assert float((left.mT @ left / n - wanted.cov).abs().max()) < 0.02 + 6 * math.sqrt(2 / n)
+
+
+def test_the_equation_of_the_fields_does_not_depend_on_their_spread():
+    """Drift rate, diffusion and transitions are the reference's, for its reversal too; the noise level and its inverse agree."""
+    reference = hb.VP(0.1, 4.0)
+    for way in Direction:
+        one, other = (BridgeProcess(reference, way, spread) for spread in (0.3, 2.0))
+        for u in (0.0, 0.3, 1.0):
+            t = u if way is Direction.BACKWARD else 1.0 - u
+            sign = 1.0 if way is Direction.BACKWARD else -1.0
+            assert one.drift_rate(u) == other.drift_rate(u) == sign * reference.drift_rate(t)
+            assert one.diffusion(u) == other.diffusion(u) == reference.diffusion(t)
+        for process in (one, other):
+            assert process.alpha(0.0) == pytest.approx(1.0)
+            assert process.sigma(0.0) == pytest.approx(process.spread)
+            u = torch.linspace(0.0, 1.0, 5, dtype=F64)
+            torch.testing.assert_close(process.time_at(process.half_log_snr(u)), u, rtol=1e-9, atol=1e-9)
+            r, v = process.transition(0.2, 0.7)
+            assert r == pytest.approx(process.alpha(0.7) / process.alpha(0.2))
+            assert v == pytest.approx(process.sigma(0.7) ** 2 - (r * process.sigma(0.2)) ** 2)
+
+
+@pytest.mark.parametrize("t_min", [0.0, 0.01])
+def test_the_likelihood_along_the_flow_is_the_bridges(t_min):
+    """log p_t at t_min, by the flow from there to T and the law there, and at 0 itself: the chain's 40 steps leave 2e-3 there."""
+    x = NEAR0.sample(5, 2)
+    field = bridge(40).flow_field()
+    found = hb.log_likelihood(field, x, prior=NEAR1, solver=hb.Heun(), grid=np.linspace(1.0, t_min, 100))
     torch.testing.assert_close(found.log_prob, CLOSED.marginal(t_min).log_prob(x), rtol=0, atol=4e-3)
+    if t_min == 0:
+        torch.testing.assert_close(
+            hb.log_likelihood(field, x, prior=NEAR1, rtol=1e-4, atol=1e-6).log_prob, found.log_prob, rtol=0, atol=2e-3
+        )
 
 
 def test_trajectories_are_the_chain_and_between_its_times_the_reference_held_at_both():
@@ -156,4 +234,16 @@ def test_bad_input_is_named():
         Bridge(made.forward, bridge(3, 2).backward)
     with pytest.raises(ValueError, match=r"times\[1\] = 1.2 lies outside the bridge"):
         made.trajectories(NEAR0.sample(2, 0), 0, times=[0.1, 1.2])
+    for sde, grid, way in (
+        (made.forward_sde(), [1.0, 0.0], "increasing"),
+        (made.backward_sde(), [0.0, 1.0], "decreasing"),
+    ):
+        with pytest.raises(ValueError, match=f"this SDE is for {way} times; pass the SDE of the other direction"):
+            hb.solve(sde, hb.EulerMaruyama(), NEAR0.sample(2, 0), grid=grid, seed=0)
+    with pytest.raises(ValueError, match="`grid` must decrease"):
+        hb.solve(made.forward_field(), hb.EulerMaruyama(), NEAR0.sample(2, 0), grid=[0.0, 1.0], seed=0)
+    with pytest.raises(ValueError, match="`stochasticity` = None must be a number in"):
+        made.backward_field(hb.Heun(churn=2.0).stochasticity)
+    with pytest.raises(ValueError, match="pass prior= the law at 0"):
+        hb.sample(made.forward_field(), hb.Ancestral(), grid=[1.0, 0.0], shape=(2, 2), seed=0)
     assert made.forward_drift(0.3, torch.zeros(1, 2, dtype=F64)).shape == (1, 2)

@@ -130,11 +130,11 @@ class GaussianBridge:
 
     def forward_sde(self) -> SDE:
         """dX = forward_drift dt + g dW, for increasing grids in [0, T] from X_0 ~ p0."""
-        return SDE(self.forward_drift, self.reference.diffusion)
+        return SDE(self.forward_drift, self.reference.diffusion, runs="increasing")
 
     def backward_sde(self) -> SDE:
         """dX = backward_drift dt + g dW in forward-time sign, for decreasing grids in [0, T] from X_T ~ p1."""
-        return SDE(self.backward_drift, self.reference.diffusion)
+        return SDE(self.backward_drift, self.reference.diffusion, runs="decreasing")
 
     def probability_flow(self) -> ODE:
         """dx/dt = (forward_drift + backward_drift)/2: deterministic, with the marginals of the bridge, either way."""

@@ -107,11 +107,11 @@ class StaticBridge:
 
     def forward_sde(self) -> SDE:
         """dX = forward_drift dt + g dW, for increasing grids in [0, T)."""
-        return SDE(self.forward_drift, self.reference.diffusion)
+        return SDE(self.forward_drift, self.reference.diffusion, runs="increasing")
 
     def backward_sde(self) -> SDE:
         """dX = backward_drift dt + g dW in forward-time sign, for decreasing grids in (0, T]."""
-        return SDE(self.backward_drift, self.reference.diffusion)
+        return SDE(self.backward_drift, self.reference.diffusion, runs="decreasing")
 
     def sample_paths(self, n: int, times: Sequence[float] | NDArray[Any] | Tensor, seed: int, first: int = 0) -> Tensor:
         """n exact paths at `times` in [0, T], strictly monotone: (len(times), n, d), float64.

@@ -13,6 +13,7 @@ from halfbridge.solvers.field import Field
 from halfbridge.solvers.nearest import nearest
 from halfbridge.solvers.problems import ODE, SDE
 from halfbridge.solvers.reference.pinned import Pinned
+from halfbridge.training.bridge.bridge_process import BridgeProcess
 from halfbridge.training.bridge.chains import path_index, simulate
 from halfbridge.training.bridge.direction import Direction
 from halfbridge.training.bridge.reference import ReferenceChain
@@ -106,30 +107,65 @@ class Bridge:
         return self._drift(t, x, [Direction.BACKWARD])[0]
 
     def forward_sde(self) -> SDE:
-        """dX = forward_drift dt + g dW, for increasing grids in [0, T]."""
-        return SDE(self.forward_drift, self.reference.process.diffusion)
+        """dX = forward_drift dt + g dW, for increasing grids in [0, T]: others are refused."""
+        return SDE(self.forward_drift, self.reference.process.diffusion, runs="increasing")
 
     def backward_sde(self) -> SDE:
-        """dX = backward_drift dt + g dW in forward-time sign, for decreasing grids in [0, T]."""
-        return SDE(self.backward_drift, self.reference.process.diffusion)
+        """dX = backward_drift dt + g dW in forward-time sign, for decreasing grids in [0, T]: others are refused."""
+        return SDE(self.backward_drift, self.reference.process.diffusion, runs="decreasing")
+
+    def backward_field(self, stochasticity: float = 1.0, spread: float = 1.0) -> Field:
+        """The way from T to 0 as a `Field`, for `hb.sample` and every solver of fields, on grids from T down to 0:
+
+            hb.sample(bridge.backward_field(), hb.Ancestral(), grid=np.linspace(T, 0, 51), shape=x.shape, seed=0, prior=law_at_T)
+
+        stochasticity  l of the solver it is for (its `stochasticity`): 1 for EulerMaruyama, ReverseDiffusion, Ancestral and
+                       DDIM(1.0), 0 for Heun, DPMSolver, DPMSolverPP and DDIM(), eta for DDIM(eta). The field predicts as
+                       "score" s = -((1 - l^2) h_f + (1 + l^2) h_b)/(1 + l^2), so that what such a solver integrates,
+                       dx = [a x - (1 + l^2)/2 g^2 s] dt + l g dW, is for l = 1 the bridge's `backward_sde`, for l = 0 its
+                       `probability_flow`, and between them a process with its marginals too. With another l the marginals
+                       are those of no bridge
+        spread         standard deviation that the law at 0 is taken to have, see `BridgeProcess`: results tend to the same for
+                       any, and solvers without noise are the more exact the nearer it is to the law's own
+
+        s is no score of the bridge's marginals, which is h_f - h_b. So corrections by hb.Langevin (in a PredictorCorrector) are
+        right where h_f = 0 alone, for the first iterate (SGM), and Heun's churn nowhere. ValueError unless 0 <= l <= 1.
+        """
+        return self._field(Direction.BACKWARD, stochasticity, spread)
+
+    def forward_field(self, stochasticity: float = 1.0, spread: float = 1.0) -> Field:
+        """The way from 0 to T as a `Field`, in the time u = T - t, on grids of u from T down to 0: as `backward_field` of the
+        bridge turned round: the prior is the law at 0, `forward_sde` what is solved for l = 1, and `spread` of the law at T."""
+        return self._field(Direction.FORWARD, stochasticity, spread)
 
     def probability_flow(self) -> ODE:
         """dx/dt = (forward_drift + backward_drift)/2: deterministic, with the marginals of the bridge, either way."""
         return ODE(lambda t, x: combine(self._drift(t, x, list(Direction)), [0.5, 0.5]))
 
-    def flow_field(self) -> Field:
-        """A field under the reference's process whose probability flow is the bridge's: for `hb.log_likelihood`, with the law
-        at T as prior, and for the solvers of a Field without noise.
+    def flow_field(self, spread: float = 1.0) -> Field:
+        """`backward_field` of stochasticity 0: its probability flow is the bridge's, (f + b)/2, down to the law at 0 itself.
 
-        It predicts as "score" s = -(h_f + h_b), so that a x - g^2 s/2 = (f + b)/2. That is no score of the bridge's marginals, so
-        the field's reverse SDE is not the bridge's: that is `backward_sde`.
+        For the solvers without noise, and for `hb.log_likelihood` with the law at T as prior.
         """
+        return self.backward_field(0.0, spread)
 
-        def score(t: float, x: Tensor) -> Tensor:
-            parts = [self._control(self._pinned.time(t), x, way) for way in Direction]
-            return _summed(parts[0].plus(parts[1]).times(-1.0))
+    def _field(self, way: Direction, stochasticity: float, spread: float) -> Field:
+        if not isinstance(stochasticity, (int, float)) or not 0 <= stochasticity <= 1:
+            raise ValueError(
+                f"`stochasticity` = {stochasticity!r} must be a number in [0, 1]; pass that of the solver, such as 1.0 for "
+                "hb.EulerMaruyama() or 0.0 for hb.Heun(); with None a solver has no one equation"
+            )
+        process, square = BridgeProcess(self.reference.process, way, spread), float(stochasticity) ** 2
+        sign = 1.0 if way is Direction.FORWARD else -1.0
 
-        return Field(self.reference.process, score, "score")
+        def score(u: float, x: Tensor) -> Tensor:
+            t = self._pinned.time(u if way is Direction.BACKWARD else self.reference.process.T - u)
+            whole = self._control(t, x, way).times(sign)
+            if square < 1:
+                whole = whole.plus(self._control(t, x, way.other).times(sign * (1 - square) / (1 + square)))
+            return _summed(whole)
+
+        return Field(process, score, "score")
 
     def _kernels(self, to: str) -> Transitions:
         if to not in ("start", "end"):
