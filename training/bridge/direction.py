@@ -23,6 +23,11 @@ class Direction(Enum):
         """The opposite direction."""
         return Direction.BACKWARD if self is Direction.FORWARD else Direction.FORWARD
 
+    @property
+    def parity(self) -> int:
+        """Of the n whose iterates pi^n run this way: 0 forward, 1 backward."""
+        return 0 if self is Direction.FORWARD else 1
+
     def leaves(self, steps: int) -> range:
         """The k of the states left on the way along a chain of N = `steps` steps, in order."""
         return range(steps) if self is Direction.FORWARD else range(steps, 0, -1)

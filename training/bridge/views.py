@@ -46,9 +46,11 @@ class Bridge:
     def translate(self, x: Tensor, seed: int, *, to: str = "end", first: int = 0, last_noise: bool = True) -> Tensor:
         """x (batch, *shape) carried along the chain to the other law: from 0 to T (to="end"), or from T to 0 (to="start").
 
-        seed, first: row i takes the noise of path first + i. last_noise: False leaves out the noise of the last step.
+        seed, first: row i takes the noise of path first + i, another to="start" than to="end": a round trip may be made with one
+        seed. last_noise: False leaves out the noise of the last step.
         """
-        return simulate(self._kernels(to), x, seed, first, last_noise=last_noise)
+        kernels = self._kernels(to)
+        return simulate(kernels, x, seed, first, kernels.direction.parity, last_noise=last_noise)
 
     def trajectories(
         self,
@@ -66,7 +68,9 @@ class Bridge:
         A state between two of the chain's is drawn from the reference held at both, which is the bridge's own law there, given
         the one drawn before it in the same interval. ValueError for bad times.
         """
-        nodes = simulate(self._kernels(to), x, seed, first, keep=True, last_noise=last_noise)
+        kernels = self._kernels(to)
+        parity = kernels.direction.parity
+        nodes = simulate(kernels, x, seed, first, parity, keep=True, last_noise=last_noise)
         if times is None:
             return nodes
         asked = self._pinned.times(times)
@@ -85,7 +89,7 @@ class Bridge:
                     here, state = grid[k], nodes[k]
                 (r, v), (gain, w) = self._pinned.step(here, t), self._pinned.step(t, grid[k + 1])
                 whole = gain**2 * v + w
-                noise = Noise((v * w / whole) ** 0.5, seed, self.reference.steps + count, path_index(0, first))
+                noise = Noise((v * w / whole) ** 0.5, seed, self.reference.steps + count, path_index(parity, first))
                 combine([state, nodes[k + 1]], [r * w / whole, gain * v / whole], noise=noise, out=out[i])
                 here, state = t, out[i]
         return out
