@@ -1,5 +1,7 @@
 """Bridge matching: the reference held at its ends, the couplings to begin from, and the limit of Markovian fitting."""
 
+import sys
+
 import numpy as np
 import pytest
 import torch
@@ -19,16 +21,16 @@ from halfbridge.training.bridge import (
     reference_iterate,
 )
 from halfbridge.training.bridge.cache import TrajectoryCache
-from halfbridge.training.bridge.couplings import Coupling
+from halfbridge.training.bridge.couplings import Coupling, _bridged, _transported
 from halfbridge.training.bridge.matching import BridgeMatching, held_at_end, held_at_start
 
 CHAIN = ReferenceChain.spaced(hb.VP(0.1, 4.0), [1.0, 3.0, 2.0, 1.0])
 WAYS = pytest.mark.parametrize("direction", Direction, ids=lambda d: d.value)
 
 
-def conditional(k, j, far, steps=4):
+def conditional(k, j, far, chain=CHAIN):
     """Weights of x_j given (x_k, x_far), from the joint law of a chain that starts from N(0, 3): that of the start drops out."""
-    law = gaussian_chain(PathLaw(hb.reference.Gaussian([0.0], [[3.0]]), ReferenceTransitions(CHAIN))).law
+    law = gaussian_chain(PathLaw(hb.reference.Gaussian([0.0], [[3.0]]), ReferenceTransitions(chain))).law
     S = np.asarray(law.cov)
     given = [k, far]
     weights = S[j, given] @ np.linalg.inv(S[np.ix_(given, given)])
@@ -36,14 +38,15 @@ def conditional(k, j, far, steps=4):
 
 
 def test_the_reference_held_at_an_end_is_the_conditional_law_of_the_chain():
-    for k, j in ((0, 1), (1, 2), (2, 3), (0, 3)):
-        w = held_at_end(CHAIN, k, j)
-        np.testing.assert_allclose([w.here, w.end, w.variance], conditional(k, j, 4), rtol=1e-9)
-    for k, j in ((4, 3), (3, 2), (2, 1), (4, 1)):
-        w = held_at_start(CHAIN, k, j)
-        np.testing.assert_allclose([w.here, w.end, w.variance], conditional(k, j, 0), rtol=1e-9)
-    arrived = held_at_end(CHAIN, 3, 4)
-    assert (arrived.here, arrived.end, arrived.variance) == (0.0, 1.0, 0.0)
+    for k, (to_end, to_start) in enumerate(zip(held_at_end(CHAIN), held_at_start(CHAIN), strict=True)):
+        if k < 3:
+            got = [to_end.here, to_end.end, to_end.variance]
+            np.testing.assert_allclose(got, conditional(k, k + 1, 4), rtol=1e-9)
+        if k > 0:
+            got = [to_start.here, to_start.end, to_start.variance]
+            np.testing.assert_allclose(got, conditional(k + 1, k, 0), rtol=1e-9)
+    for arrived in (held_at_end(CHAIN)[-1], held_at_start(CHAIN)[0]):
+        assert (arrived.here, arrived.end, arrived.variance) == (0.0, 1.0, 0.0)
 
 
 def matching(direction, reference=CHAIN):
@@ -62,17 +65,17 @@ def test_paths_have_the_iterates_ends_and_the_reference_between_them(direction):
     path = half.states(n, seed=2, first=3)
     chain = gaussian_chain(half.law)
     ends = chain.coupling()
-    pins = [held_at_end(half.reference, 0, k) for k in (1, 2, 3)]
+    pins = [conditional(0, k, 4, half.reference) for k in (1, 2, 3)]
     A = torch.zeros(10, 4, dtype=F64)
     A[:2, :2] = A[8:, 2:] = torch.eye(2)
     for k, pin in zip((1, 2, 3), pins, strict=True):
-        A[2 * k : 2 * k + 2] = torch.cat([pin.here * torch.eye(2), pin.end * torch.eye(2)], 1)
+        A[2 * k : 2 * k + 2] = torch.cat([pin[0] * torch.eye(2), pin[1] * torch.eye(2)], 1)
     between = torch.zeros(5, 5, dtype=F64)
     for i in (1, 2, 3):
         for j in (1, 2, 3):
             low, high = min(i, j), max(i, j)
-            step = 1.0 if low == high else held_at_end(half.reference, low, high).here
-            between[i, j] = pins[low - 1].variance * step
+            step = 1.0 if low == high else conditional(low, high, 4, half.reference)[0]
+            between[i, j] = pins[low - 1][2] * step
     mean, cov = A @ ends.mean, A @ ends.cov @ A.mT + torch.kron(between, torch.eye(2, dtype=F64))
     z = path.transpose(0, 1).reshape(n, -1)
     left, spread = z - mean, cov.diagonal()
@@ -96,9 +99,9 @@ def test_pairs_and_expected_pairs_are_neighbours_on_the_paths(direction):
         assert torch.equal(pair.here, path[k])
         assert torch.equal(pair.there, path[to])
         assert torch.equal(expected.here, path[k])
-        here, end, _ = conditional_of(half, k, to, direction)
-        torch.testing.assert_close(expected.there, here * path[k] + end * far, rtol=1e-9, atol=1e-9)
-        assert float(half.left_out()[direction.interval(k)]) == conditional_of(half, k, to, direction)[2]
+        w = held(half)[direction.interval(k)]
+        torch.testing.assert_close(expected.there, w.here * path[k] + w.end * far, rtol=1e-9, atol=1e-9)
+        assert float(half.left_out()[direction.interval(k)]) == w.variance
     with pytest.raises(ValueError, match="needs no teacher's means"):
         next(half.pairs(2, 0, means=True))
 
@@ -113,15 +116,12 @@ def test_a_cache_of_matching_has_expected_pairs_and_the_variance_that_they_leave
         batch = cache.batch(torch.arange(j * n, (j + 1) * n))
         assert torch.equal(batch.here, pair.here)
         assert torch.equal(batch.value, pair.there)
-        w = conditional_of(half, pair.k, direction.arrives(pair.k), direction)
-        torch.testing.assert_close(batch.known, torch.full((n,), w[2] / (2 * pair.gamma), dtype=F64))
+        torch.testing.assert_close(batch.known, torch.full((n,), held(half)[j].variance / (2 * pair.gamma), dtype=F64))
         assert float(batch.label[0]) == half.reference.times[pair.k]
 
 
-def conditional_of(half, k, to, direction):
-    held = held_at_end if direction is Direction.FORWARD else held_at_start
-    w = held(half.reference, k, to)
-    return w.here, w.end, w.variance
+def held(half):
+    return (held_at_end if half.direction is Direction.FORWARD else held_at_start)(half.reference)
 
 
 def test_markovian_fitting_from_independent_ends_tends_to_the_closed_forms_bridge():
@@ -154,13 +154,46 @@ def test_independent_pairs_are_independent_and_counted():
 
 def test_minibatch_transport_sorts_the_line_and_keeps_both_samples():
     law0, law1 = (hb.reference.Gaussian([m], [[s]]) for m, s in ((0.0, 1.0), (3.0, 0.5)))
-    plain = Coupling(law0, law1, CHAIN).sample(100, 0, 50)
-    x, y = Coupling(law0, law1, CHAIN, "ot", 40).sample(100, 0, 50)
+    plain = Coupling(law0, law1, CHAIN).sample(100, 0, 40)
+    x, y = Coupling(law0, law1, CHAIN, "ot", 40).sample(100, 0, 40)
     assert torch.equal(x, plain[0])
-    for at in range(0, 100, 40):
+    for at in (0, 40):
         part = slice(at, at + 40)
         assert torch.equal(y[part].sort(0).values, plain[1][part].sort(0).values)
         assert torch.equal(y[part][x[part][:, 0].argsort()], y[part].sort(0).values)
+
+
+@pytest.mark.parametrize("how", ["ot", "sinkhorn"])
+def test_a_pair_is_a_function_of_its_index_however_many_are_drawn_at_once(how):
+    pairs = Coupling(NEAR0, NEAR1, CHAIN, how, 16)
+    whole = pairs.sample(64, 3)
+    for first, n in ((0, 1), (5, 4), (15, 2), (20, 40), (32, 16)):
+        for part, all_ in zip(pairs.sample(n, 3, first), whole, strict=True):
+            assert torch.equal(part, all_[first : first + n])
+
+
+def test_sinkhorn_of_little_noise_keeps_the_law_of_the_end_or_says_what_to_pass():
+    """Noise of 0.06 between 64 points of the plane: y are taken as often as they should be, within 1 % of the mass. A little
+    less, and fewer iterations, and they are not."""
+    law = hb.reference.Gaussian([0.0, 0.0], 1.0)
+    x, y = law.sample(64, 0), law.sample(64, 1)
+    cost = torch.cdist(x, y).square() / (2 * 0.06**2)
+    plan = _bridged(cost, _transported(cost)[1])
+    torch.testing.assert_close(plan.sum(1), torch.full((64,), 1 / 64, dtype=F64))
+    assert float((plan.sum(0) - 1 / 64).abs().sum()) < 0.01
+    assert 1.3 < float((-plan * plan.log()).nansum().exp()) / 64  # each x has y to choose from
+    little = Coupling(law, law, ReferenceChain(hb.Brownian(0.01), 3), "sinkhorn", 200)
+    with pytest.warns(RuntimeWarning, match="of 200 pairs has not converged after 50 iterations: .* coupling='ot'"), pytest.MonkeyPatch.context() as patch:
+        patch.setattr("halfbridge.training.bridge.couplings.ITERATIONS", 50)
+        little.sample(1, 0)
+
+
+@pytest.mark.parametrize("how", ["ot", "sinkhorn"])
+def test_minibatch_couplings_without_pot_name_the_extra(how, monkeypatch):
+    monkeypatch.setitem(sys.modules, "ot", None)
+    with pytest.raises(ImportError, match=rf"`coupling` = '{how}' needs POT .*pip install 'halfbridge\[transport\]'"):
+        Coupling(NEAR0, NEAR1, CHAIN, how)
+    Coupling(NEAR0, NEAR1, CHAIN)
 
 
 def test_minibatch_sinkhorn_is_nearly_the_bridges_coupling():

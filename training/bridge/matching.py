@@ -23,10 +23,17 @@ __all__ = ["BridgeMatching", "Weights", "held_at_end", "held_at_start"]
 @dataclass(frozen=True)
 class BridgeMatching(HalfBridge):
     """A half-step of iterative Markovian fitting: (x_0, x_N) from pi^n, the path between them from the reference held at both,
-    and kernels of the other direction fitted to that. Both ends keep their laws at every iterate.
+    and kernels of the other direction fitted to that.
 
     coupling   of the ends, in place of pi^n's own: a `Coupling`, for the first half-step
-    Its minimiser is E[x_next | x_k] under the mixture of held references, its limit the Schrödinger bridge, as of IPF.
+    The minimiser is E[x_next | x_k] under the mixture of held references. With the conditional covariance beside it (matched
+    full kernels, between Gaussians) the chain keeps that mixture's marginals: both ends keep their laws at every iterate, from a
+    coupling that has them, and the limit is the Schrödinger bridge, as of IPF. From the reference's own (x_0, x_N) the law of
+    the end comes with the iterations alone.
+    A fixed variance 2 gamma misses the end that a chain runs to by O(gamma), and with it the coupling, in the limit too: that of
+    the far end is the more certain, the nearer it is, and the kernels of the last steps too wide. Between two Gaussians in the
+    plane, 10, 20, 40 steps, the covariance of the end is off by 18, 9, 5 % and the coupling by 5, 3, 1 %; scalar and diagonal
+    variances remove half of that, or less where coordinates are correlated.
     """
 
     coupling: Coupling | None = None
@@ -50,8 +57,7 @@ class BridgeMatching(HalfBridge):
         path[0].copy_(x0)
         path[steps].copy_(xN)
         with torch.no_grad():
-            for k in range(steps - 1):
-                w = held_at_end(self.reference, k, k + 1)
+            for k, w in enumerate(held_at_end(self.reference)[:-1]):
                 noise = Noise(math.sqrt(w.variance), seed, steps + 1 + k, index)
                 combine([path[k], path[steps]], [w.here, w.end], noise=noise, out=path[k + 1])
         return path
@@ -71,48 +77,46 @@ class BridgeMatching(HalfBridge):
         `left_out` times I."""
         path = self.states(n, seed, first)
         far = path[-1] if self.direction is Direction.FORWARD else path[0]
+        held = self._held()
         for k in self.direction.leaves(self.reference.steps):
-            w = self._held(k)
+            w = held[self.direction.interval(k)]
             there = combine([path[k], far], [w.here, w.end])
             yield Pair(k, path[k], there, None, None, self.reference.gamma(self.direction, k))
 
     def left_out(self) -> Tensor:
         """The variance of x_next given x_k and the far end, for each interval, (N,) float64."""
-        ways = sorted(self.direction.leaves(self.reference.steps))
-        return torch.tensor([self._held(k).variance for k in ways], dtype=torch.float64, device="cpu")
+        return torch.tensor([w.variance for w in self._held()], dtype=torch.float64, device="cpu")
 
-    def _held(self, k: int) -> Weights:
-        held = held_at_end if self.direction is Direction.FORWARD else held_at_start
-        return held(self.reference, k, self.direction.arrives(k))
+    def _held(self) -> list[Weights]:
+        return (held_at_end if self.direction is Direction.FORWARD else held_at_start)(self.reference)
 
 
 @dataclass(frozen=True)
 class Weights:
-    """x_there | x_here, the end ~ N(here x_here + end x_end, variance I)."""
+    """x_there | x_here, the far end ~ N(here x_here + end x_end, variance I)."""
 
     here: float
     end: float
     variance: float
 
 
-def held_at_end(reference: ReferenceChain, k: int, j: int) -> Weights:
-    """x_j given x_k and x_N, k < j: r w/V, A v/V, v w/V with (r, v) from k to j, (A, w) from j to N and V = A^2 v + w."""
-    (r, v), (gain, w) = _between(reference, k, j), _between(reference, j, reference.steps)
-    whole = gain**2 * v + w
-    return Weights(r * w / whole, gain * v / whole, v * w / whole)
+def held_at_end(reference: ReferenceChain) -> list[Weights]:
+    """[k]: x_{k+1} given x_k and x_N: r w/V, A v/V, v w/V with (r, v) the step, (A, w) from k + 1 to N and V = A^2 v + w."""
+    held, gain, variance = [], 1.0, 0.0
+    for r, gamma in zip(reversed(reference.gains), reversed(reference.gammas), strict=True):
+        v = 2.0 * gamma
+        whole = gain**2 * v + variance
+        held.append(Weights(r * variance / whole, gain * v / whole, v * variance / whole))
+        gain, variance = gain * r, whole
+    return held[::-1]
 
 
-def held_at_start(reference: ReferenceChain, k: int, j: int) -> Weights:
-    """x_j given x_k and x_0, j < k: r v/V, a w/V, v w/V with (a, v) from 0 to j, (r, w) from j to k and V = r^2 v + w."""
-    (a, v), (r, w) = _between(reference, 0, j), _between(reference, j, k)
-    whole = r**2 * v + w
-    return Weights(r * v / whole, a * w / whole, v * w / whole)
-
-
-def _between(reference: ReferenceChain, i: int, j: int) -> tuple[float, float]:
-    """x_j | x_i ~ N(gain x_i, variance I) along the reference chain."""
-    gain, variance = 1.0, 0.0
-    for k in range(i, j):
-        r = reference.gains[k]
-        gain, variance = r * gain, r**2 * variance + 2.0 * reference.gammas[k]
-    return gain, variance
+def held_at_start(reference: ReferenceChain) -> list[Weights]:
+    """[k]: x_k given x_{k+1} and x_0: r v/V, a w/V, v w/V with (a, v) from 0 to k, (r, w) the step and V = r^2 v + w."""
+    held, gain, variance = [], 1.0, 0.0
+    for r, gamma in zip(reference.gains, reference.gammas, strict=True):
+        w = 2.0 * gamma
+        whole = r**2 * variance + w
+        held.append(Weights(r * variance / whole, gain * w / whole, variance * w / whole))
+        gain, variance = gain * r, whole
+    return held
