@@ -42,8 +42,9 @@ class NetworkRegressor:
                 first), which the next one is taught by. One of them again, two half-bridges later, goes on from that copy,
                 with a new optimiser
     target      default "mean" for the "fixed" variance (mean matching) and "increment" for the "matched"; see `TARGETS`
-    variance    "fixed": 2 gamma I, as in DSB. "matched": the conditional covariance of each reverse kernel, around the exact
-                conditional mean
+    variance    "fixed": 2 gamma I, as in DSB, and in DSBM: both miss the coupling by O(gamma), DSBM an end too (see
+                `BridgeMatching`). "matched": the conditional covariance of each reverse kernel, around the exact conditional
+                mean, which in the form "full" cures that between Gaussians
     form        of matched covariances: "full", a matrix each step, estimated from `covariance_paths` paths once the mean is
                 trained (small d); "diagonal", "scalar": by a network of the mean's architecture, trained beside it, see
                 `VarianceHead`
