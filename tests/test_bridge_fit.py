@@ -2,6 +2,7 @@
 
 import csv
 import math
+from unittest import mock
 
 import pytest
 import torch
@@ -9,7 +10,7 @@ from bridge_nets import F64, NEAR0, NEAR1, ONE, coupling_of, exact_iterate, nets
 
 import halfbridge as hb
 from halfbridge.nets import MLP
-from halfbridge.training.bridge import Normal, ReferenceChain, StopRule, fit_bridge
+from halfbridge.training.bridge import Iterate, Normal, ReferenceChain, StopRule, fit_bridge
 from halfbridge.training.bridge.monitors import Monitor, Monitors
 
 SMALL = {"steps": 3, "batch_size": 8, "cache_paths": 8, "monitor_paths": 16, "covariance_paths": 50}
@@ -99,6 +100,23 @@ def test_monitors_measure_the_newest_chain_of_each_direction():
     floors = measured.floors()
     assert rows[3].end_sliced_w2 < 2 * floors["end_sliced_w2"]
     assert rows[0].start_sliced_w2 > 4 * floors["start_sliced_w2"]
+
+
+def test_the_same_kernels_have_the_same_line_at_any_iterate_however_many_paths_are_simulated_at_once():
+    """So that what a stop rule sees is the kernels' doing. Nothing that only the laws determine is computed twice."""
+    now, before = exact_iterate(4, 4), exact_iterate(4, 3)
+    later = Iterate(8, now.start, now.end, now.forward, now.backward)
+    whole, parts = (Monitors(NEAR0, NEAR1, paths=50, seed=3, chunk=c) for c in (50, 7))
+    lines = [m.measure(it, before, [], 0.5, 1.0) for m in (whole, parts) for it in (now, later)]
+    for measured in lines[1:]:
+        torch.testing.assert_close(measured.samples, lines[0].samples, rtol=0, atol=1e-13)
+        assert measured.row[5:] == pytest.approx(lines[0].row[5:], rel=1e-11)
+    assert torch.equal(lines[0].samples, lines[1].samples)
+    assert whole.floors() == parts.floors()
+    with mock.patch("halfbridge.training.bridge.monitors.spread", side_effect=AssertionError):
+        whole.measure(now, before, [], 0.5, 1.0)
+        with mock.patch("halfbridge.training.bridge.monitors.sliced_w2", side_effect=AssertionError):
+            whole.floors()
 
 
 def lines(*errors, kls=None):

@@ -8,7 +8,7 @@ import torch
 
 from halfbridge.kernels import normal
 
-__all__ = ["energy_distance", "sliced_w2", "spread"]
+__all__ = ["energy_distance", "sliced_w2", "sorted_projections", "spread"]
 
 ROWS = 1 << 22  # distances, or projected numbers, held at once
 
@@ -30,27 +30,62 @@ def spread(x: torch.Tensor) -> float:
     return _spread(x.flatten(1).double(), "x")
 
 
-def sliced_w2(x: torch.Tensor, y: torch.Tensor, *, projections: int = 500, seed: int = 0) -> float:
+def sliced_w2(
+    x: torch.Tensor, y: torch.Tensor, *, projections: int = 500, seed: int = 0, y_sorted: torch.Tensor | None = None
+) -> float:
     """(mean over directions u of W2(u.X, u.Y)^2)^(1/2) between two empirical laws, with W2 on the line by sorting.
 
     x: (n, *shape), y: (m, *shape); directions are uniform on the sphere and follow from `seed`. In the units of x, and above
     0 even for samples of one law: compare with what two such samples give. Its square, in the mean over seeds, is at most
-    W2^2 / d; a single value, of few directions, may lie above. Rabin et al. 2011; Bonneel et al. 2015. Computed by
-    POT in float64; ImportError, naming the extra, without it. ValueError for unlike samples.
+    W2^2 / d; a single value, of few directions, may lie above. Rabin et al. 2011; Bonneel et al. 2015. In float64.
+    y_sorted: `sorted_projections` of y with these projections and this seed, where many samples are compared with one y.
+    Samples of different sizes are matched by POT: ImportError, naming the extra, without it. ValueError for unlike samples.
     """
-    try:
-        from ot import sliced_wasserstein_distance
-    except ImportError as error:
-        raise ImportError("sliced_w2 needs POT: pip install 'halfbridge[transport]'") from error
     a, b = _rows(x, y)
+    directions = _directions(a, projections, seed)
+    pieces = list(torch.split(directions, max(1, ROWS // max(len(a), len(b)))))
+    if y_sorted is not None and y_sorted.shape != (projections, len(b)):
+        raise ValueError(
+            f"y_sorted has shape {tuple(y_sorted.shape)}, and {projections} projections of {len(b)} rows are asked for; pass "
+            "sorted_projections(y) of this y, with the same projections and seed"
+        )
+    known = [_sorted(b, u) for u in pieces] if y_sorted is None else y_sorted.split([len(u) for u in pieces])
+    square = 0.0
+    for u, theirs in zip(pieces, known, strict=True):
+        square += float(_squared(_sorted(a, u), theirs).sum())
+    return math.sqrt(square / projections)
+
+
+def sorted_projections(y: torch.Tensor, *, projections: int = 500, seed: int = 0) -> torch.Tensor:
+    """u.y for each direction u of `sliced_w2`, in ascending order, (projections, m) float64."""
+    rows = y.detach().flatten(1).double()
+    return _sorted(rows, _directions(rows, projections, seed))
+
+
+def _directions(rows: torch.Tensor, projections: int, seed: int) -> torch.Tensor:
     if projections < 1:
         raise ValueError(f"projections = {projections} must be at least 1")
-    directions = normal((projections, a.shape[1]), seed, dtype=torch.float64, device=a.device)
-    directions /= torch.linalg.vector_norm(directions, dim=1, keepdim=True)
-    square = 0.0
-    for part in torch.split(directions, max(1, ROWS // max(len(a), len(b)))):
-        square += float(sliced_wasserstein_distance(a, b, projections=part.T, p=2)) ** 2 * len(part)
-    return math.sqrt(square / projections)
+    directions = normal((projections, rows.shape[1]), seed, dtype=torch.float64, device=rows.device)
+    return directions / torch.linalg.vector_norm(directions, dim=1, keepdim=True)
+
+
+def _sorted(rows: torch.Tensor, directions: torch.Tensor) -> torch.Tensor:
+    return (directions @ rows.mT).sort(dim=1).values
+
+
+def _squared(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+    """W2^2 between the equally weighted points of each row, sorted: (rows, n) and (rows, m)."""
+    if a.shape == b.shape:
+        return (a - b).square().mean(1)
+    try:
+        from ot import wasserstein_1d
+    except ImportError as error:
+        raise ImportError(
+            f"sliced_w2 of samples of different sizes, {a.shape[1]} and {b.shape[1]}, needs POT: pip install "
+            "'halfbridge[transport]'; pass as many rows of both to do without"
+        ) from error
+    square: torch.Tensor = wasserstein_1d(a.mT, b.mT, p=2, require_sort=False)
+    return square
 
 
 def _rows(x: torch.Tensor, y: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

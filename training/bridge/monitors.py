@@ -6,14 +6,15 @@ import csv
 import io
 import math
 from dataclasses import dataclass
+from functools import cached_property
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from halfbridge.kernels.philox import integer
-from halfbridge.solvers.reference.two_sample import energy_distance, sliced_w2
-from halfbridge.training.bridge.chains import PathLaw, path_index, simulate
+from halfbridge.solvers.reference.two_sample import energy_distance, sliced_w2, sorted_projections, spread
+from halfbridge.training.bridge.chains import PathLaw, path_index
 from halfbridge.training.bridge.direction import Direction
 from halfbridge.training.bridge.ends import End
 from halfbridge.training.bridge.estimates import Estimate, path_energy, path_kl
@@ -36,7 +37,7 @@ class Monitor(NamedTuple):
     start_energy_distance: float
     """Between x_0 of the newest backward chain, from the law at T, and the law at 0."""
     start_sliced_w2: float
-    """The same as sliced W2, NaN without POT."""
+    """The same as sliced W2."""
     end_energy_distance: float
     """Between x_N of the newest forward chain, from the law at 0, and the law at T."""
     end_sliced_w2: float
@@ -59,31 +60,40 @@ class Monitored(NamedTuple):
 
 
 class Monitors:
-    """Measures iterates on `paths` paths of `seed`, always the same starts and noise, which no training sees.
+    """Measures iterates on `paths` paths of `seed`, for each direction always the same starts and noise, which no training sees:
+    what differs between two lines is the kernels.
 
-    The floors are the same distances between two samples of the end law itself, of that size: what a perfect bridge would have.
-    ValueError for fewer than 2 paths.
+    chunk: the paths simulated at once. The floors are the same distances between two samples of the end law itself, of that size:
+    what a perfect bridge would have. ValueError for fewer than 2 paths and chunk < 1.
     """
 
-    def __init__(self, start: End, end: End, paths: int = 2048, seed: int = 0) -> None:
+    def __init__(self, start: End, end: End, paths: int = 2048, seed: int = 0, chunk: int = 8192) -> None:
         self.paths = integer("monitor_paths", paths, 2, 1 << 20, "pass the number of paths, at least 2")
+        self.chunk = integer("chunk", chunk, 1, 1 << 31, "pass the number of paths to simulate at once")
         self.start, self.end, self.seed = start, end, seed
         self._laws = {way: self._sample(law, 0) for way, law in ((Direction.BACKWARD, start), (Direction.FORWARD, end))}
         self._reach = max(_size(x) for x in self._laws.values())
 
     def floors(self) -> dict[str, float]:
         """{"start_energy_distance", "start_sliced_w2", "end_energy_distance", "end_sliced_w2"}."""
-        pairs = {"start": self._distances(self._laws[Direction.BACKWARD], self._sample(self.start, 2)),
-                 "end": self._distances(self._laws[Direction.FORWARD], self._sample(self.end, 2))}  # fmt: skip
+        return dict(self._floors)
+
+    @cached_property
+    def _floors(self) -> dict[str, float]:
+        pairs = {"start": self._distances(self._sample(self.start, 2), Direction.BACKWARD),
+                 "end": self._distances(self._sample(self.end, 2), Direction.FORWARD)}  # fmt: skip
         return {f"{k}_{name}": v for k, both in pairs.items() for name, v in zip(DISTANCES, both, strict=True)}
+
+    @cached_property
+    def _known(self) -> dict[Direction, tuple[float, Tensor]]:
+        """What the distances to each law's sample have in common."""
+        return {way: (spread(x), sorted_projections(x)) for way, x in self._laws.items()}
 
     def measure(self, now: Iterate, before: Iterate, rows: list[Monitor], loss: float, seconds: float) -> Monitored:
         """The line of `now`, the iterate after `before`. FloatingPointError where its chain explodes: its far end is not
         finite, or 100 times as far out as the laws."""
         law, way = now.law, now.law.transitions.direction
-        first = PATHS + self.paths
-        x = law.begin(self.paths, self.seed, first, now.index)
-        samples = simulate(law.transitions, x, self.seed, first, now.index)
+        samples = self._ends(law)
         size = _size(samples)
         if not size <= EXPLODED * self._reach:
             raise FloatingPointError(
@@ -94,12 +104,12 @@ class Monitors:
         ends = {
             Direction.BACKWARD: (math.nan, math.nan) if last is None else last[3:5],
             Direction.FORWARD: (math.nan, math.nan) if last is None else last[5:7],
-        } | {way: self._distances(samples, self._laws[way])}
+        } | {way: self._distances(samples, way)}
         kl = Estimate(math.nan, math.nan)
         kernels = before.forward if way is Direction.FORWARD else before.backward
         if kernels is not None:
-            kl = path_kl(law, PathLaw(law.start, kernels), self.paths, self.seed, PATHS + 2 * self.paths)
-        energy = path_energy(law, self.paths, self.seed, PATHS + 2 * self.paths)
+            kl = path_kl(law, PathLaw(law.start, kernels), self.paths, self.seed, PATHS + 2 * self.paths, self.chunk)
+        energy = path_energy(law, self.paths, self.seed, PATHS + 2 * self.paths, self.chunk)
         row = Monitor(
             now.index, way.value, loss, *ends[Direction.BACKWARD], *ends[Direction.FORWARD], *kl, *energy, seconds
         )
@@ -112,12 +122,18 @@ class Monitors:
     def _sample(self, law: End, half_bridge: int) -> Tensor:
         return law.sample(self.paths, self.seed, path_index(half_bridge, PATHS))
 
-    def _distances(self, x: Tensor, y: Tensor) -> tuple[float, float]:
-        try:
-            sliced = sliced_w2(x, y)
-        except ImportError:
-            sliced = math.nan
-        return energy_distance(x, y), sliced
+    def _ends(self, law: PathLaw) -> Tensor:
+        """The far ends of the chain, of the same paths for all iterates of one direction."""
+        begin, parity = PATHS + self.paths, law.transitions.direction.parity
+        parts = []
+        for first in range(begin, begin + self.paths, self.chunk):
+            n = min(self.chunk, begin + self.paths - first)
+            parts.append(law.sample(n, self.seed, first, parity))
+        return torch.cat(parts)
+
+    def _distances(self, x: Tensor, way: Direction) -> tuple[float, float]:
+        law, (y_spread, y_sorted) = self._laws[way], self._known[way]
+        return energy_distance(x, law, y_spread=y_spread), sliced_w2(x, law, y_sorted=y_sorted)
 
 
 @dataclass(frozen=True)
