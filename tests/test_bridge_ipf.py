@@ -206,6 +206,21 @@ def test_least_squares_on_paths_finds_the_iterates_within_their_noise():
     assert not torch.equal(affine_of(other[0].backward, 2).gain, affine_of(sampled[0].backward, 2).gain)
 
 
+def test_covariances_from_few_paths_are_right_in_the_mean():
+    """300 fits of 2 + 1 coefficients to 8 paths each: the mean within 5 standard errors of the exact reverse kernel's, where division
+    by the paths would leave 5/8 of it. Fewer paths than a form needs are refused before they give a singular matrix."""
+    half = reference_iterate(NEAR0, NEAR1, ReferenceChain(ONE, 1)).half_bridge
+    fits = [affine_of(AffineRegressor("matched", paths=8, seed=s).fit(half), 2).cov[0] for s in range(300)]
+    mean, error = torch.stack(fits).mean(0), torch.stack(fits).std(0) / math.sqrt(300)
+    exact = affine_of(AffineRegressor("matched").fit(half), 2).cov[0]
+    assert ((mean - exact).abs() < 5 * error).all()
+    assert (3 / 8 * exact.diagonal() > 5 * error.diagonal()).all()
+    for form, least in (("full", 5), ("diagonal", 4), ("scalar", 4)):
+        AffineRegressor("matched", form=form, paths=least).fit(half)
+        with pytest.raises(ValueError, match=rf"`paths` = {least - 1} do not determine a {form} covariance in 2 .* pass {least} or"):
+            AffineRegressor("matched", form=form, paths=least - 1).fit(half)
+
+
 def test_any_laws_with_samples_can_be_joined():
     """Examples (m, 2, 3), far from normal, to a normal law: affine matched kernels move first and second moments like Gaussians,
     so both ends come out with theirs, within 6 standard errors as above."""

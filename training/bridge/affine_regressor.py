@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -36,7 +37,7 @@ class AffineRegressor:
     Matched kernels of any form keep every mean. A diagonal covariance keeps the variances of a step's coordinates, a scalar one
     their sum, and no more: the correlations that they leave out, O(gamma) over a chain, move the coupling as far as fixed
     variances do, unless the reverse kernels' covariances are of that form (independent coordinates, multiples of I).
-    Raises ValueError for an unknown variance, target or form, and for paths < 1.
+    Raises ValueError for an unknown variance, target or form, for paths < 1, and in fit for fewer than determine what is fitted.
     """
 
     variance: str = "fixed"
@@ -79,15 +80,23 @@ class AffineRegressor:
         return fits
 
     def _sampled(self, half: HalfBridge, target: Target) -> dict[int, tuple[Tensor, Tensor, Tensor]]:
-        """Means, and the mean squares of what they leave, over the same paths."""
-        fits = {}
+        """Means, and the mean squares of what they leave, over the same paths: less those that d + 1 coefficients fit, unbiased
+        where the conditional mean is affine."""
+        fits, d = {}, math.prod(half.law.begin(1, self.seed).shape[1:])
+        free = (self.paths or 0) - d - 1
+        least = d if self.form == "full" else 1
+        if self.variance == "matched" and free < least:
+            raise ValueError(
+                f"`paths` = {self.paths} do not determine a {self.form} covariance in {d} dimensions beside an affine mean; pass "
+                f"{d + 1 + least} or more"
+            )
         for pair in half.pairs(self.paths or 0, self.seed, means=target.teacher):
             here, there = (x.flatten(1).double() for x in (pair.here, pair.there))
             at = probes(here.shape[1])
             learned = least_squares(here, target.value(pair).flatten(1).double())
             gain, offset = self._mean(half, target, pair.k, at, learned)
             left = there - here @ gain.mT - offset
-            fits[half.direction.interval(pair.k)] = (gain, offset, left.mT @ left / len(left))
+            fits[half.direction.interval(pair.k)] = (gain, offset, left.mT @ left / max(1, free))
         return fits
 
     def _mean(self, half: HalfBridge, target: Target, k: int, at: Tensor, learned: Tensor) -> tuple[Tensor, Tensor]:
