@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
@@ -13,7 +13,30 @@ from halfbridge.nets.embedding import described_time, embedding_of
 from halfbridge.nets.sizes import flag, whole
 from halfbridge.solvers.processes import Process
 
-__all__ = ["Conditioned"]
+__all__ = ["Condition", "Conditioned", "SharedLabels"]
+
+
+class SharedLabels(NamedTuple):
+    """The labels of a batch that has few different ones, so that each is embedded once: MLP and UNet take it for t."""
+
+    values: torch.Tensor
+    """The different labels, (m,)."""
+    rows: torch.Tensor | None
+    """Row i of the batch has values[rows[i]]: (batch,) int64, on the values' device. None: all have values[0], and m is 1."""
+
+
+class Condition(NamedTuple):
+    """What the layers of a network read of the label and the class."""
+
+    vectors: torch.Tensor
+    """(m, features), m the batch, the number of different labels, or 1 for one that all rows share."""
+    rows: torch.Tensor | None
+    """Which vector each row of the batch reads; None: its own, or the one that there is."""
+
+    def through(self, layer: torch.nn.Module) -> torch.Tensor:
+        """The layer's values, (batch, ...), or (1, ...) for all rows: computed once for each vector."""
+        out: torch.Tensor = layer(self.vectors)
+        return out if self.rows is None else out.index_select(0, self.rows)
 
 
 class Conditioned(torch.nn.Module):
@@ -71,16 +94,21 @@ class Conditioned(torch.nn.Module):
         return sum(p.numel() for p in self.parameters())
 
     def condition(
-        self, x: torch.Tensor, t: torch.Tensor, classes: torch.Tensor | None, dtype: torch.dtype
-    ) -> torch.Tensor:
-        """silu of the label's and the class's vector, (batch, features), in `dtype`. ValueError for an x of another shape."""
-        if tuple(x.shape[1:]) != self.shape or t.shape != x.shape[:1]:
+        self, x: torch.Tensor, t: torch.Tensor | SharedLabels, classes: torch.Tensor | None, dtype: torch.dtype
+    ) -> Condition:
+        """silu of the label's and the class's vector, of `features` numbers in `dtype`. ValueError for an x of another shape."""
+        values, rows = t if isinstance(t, SharedLabels) else (t, None)
+        one_each = values if rows is None else rows
+        counted = one_each.shape == x.shape[:1] or (values is not t and rows is None and values.shape == (1,))
+        if tuple(x.shape[1:]) != self.shape or not counted:
             raise ValueError(
-                f"got x of shape {tuple(x.shape)} and t of shape {tuple(t.shape)}; this network takes x of shape "
+                f"got x of shape {tuple(x.shape)} and t of shape {tuple(one_each.shape)}; this network takes x of shape "
                 f"(batch, {', '.join(map(str, self.shape))}) and t of shape (batch,)"
             )
-        label = self.time_layers(self.time(t).to(dtype))
-        return torch.nn.functional.silu(self.class_embedding(label, classes))
+        label = self.time_layers(self.time(values).to(dtype))
+        if classes is not None and values is not t:
+            label, rows = label.expand(len(x), -1) if rows is None else label.index_select(0, rows), None
+        return Condition(torch.nn.functional.silu(self.class_embedding(label, classes)), rows)
 
     def extra_repr(self) -> str:
         return f"{self.parameter_count} parameters"

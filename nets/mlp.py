@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from halfbridge.nets.conditioned import Conditioned
+from halfbridge.nets.conditioned import Condition, Conditioned, SharedLabels
 from halfbridge.nets.sizes import whole, whole_numbers
 from halfbridge.solvers.processes import Process
 
@@ -25,8 +25,8 @@ class _Block(torch.nn.Module):
         self.inner = torch.nn.Linear(width, width)
         self.outer = torch.nn.Linear(width, width)
 
-    def forward(self, h: torch.Tensor, time: torch.Tensor) -> torch.Tensor:
-        scale, shift = self.modulate(time).chunk(2, dim=1)
+    def forward(self, h: torch.Tensor, time: Condition) -> torch.Tensor:
+        scale, shift = time.through(self.modulate).chunk(2, dim=1)
         inner: torch.Tensor = self.inner(self.norm(h) * (1.0 + scale) + shift)
         out: torch.Tensor = self.outer(torch.nn.functional.silu(inner))
         return h + out
@@ -86,7 +86,9 @@ class MLP(Conditioned):
     def sizes_config(self) -> dict[str, Any]:
         return {"hidden": self.hidden, "depth": self.depth}
 
-    def forward(self, x: torch.Tensor, t: torch.Tensor, classes: torch.Tensor | None = None) -> torch.Tensor:
+    def forward(
+        self, x: torch.Tensor, t: torch.Tensor | SharedLabels, classes: torch.Tensor | None = None
+    ) -> torch.Tensor:
         time = self.condition(x, t, classes, self.first.weight.dtype)
         h = self.first(x.flatten(1))
         for block in self.blocks:

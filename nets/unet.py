@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from halfbridge.nets.conditioned import Conditioned
+from halfbridge.nets.conditioned import Conditioned, SharedLabels
 from halfbridge.nets.sizes import flag, whole, whole_numbers
 from halfbridge.nets.unet_blocks import AttentionBlock, ResidualBlock, group_norm, zeroed
 from halfbridge.solvers.processes import Process
@@ -167,8 +167,11 @@ class UNet(Conditioned):
             "fused_attention": self.fused_attention,
         }
 
-    def forward(self, x: torch.Tensor, t: torch.Tensor, classes: torch.Tensor | None = None) -> torch.Tensor:
-        label = self.condition(x, t, classes, self.first.weight.dtype)
+    def forward(
+        self, x: torch.Tensor, t: torch.Tensor | SharedLabels, classes: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        # what the blocks make of it costs little beside convolutions: they need not know which rows share it
+        label = self.condition(x, t, classes, self.first.weight.dtype).through(torch.nn.Identity())
         h = self.first(x)
         skips = [h]
         for i, level in enumerate(self.down):

@@ -7,10 +7,11 @@ import os
 import torch
 from torch import Tensor
 
+from halfbridge.nets.conditioned import SharedLabels
 from halfbridge.training.bridge.direction import Direction
 from halfbridge.training.bridge.half_bridge import HalfBridge
 from halfbridge.training.bridge.matching import BridgeMatching
-from halfbridge.training.bridge.network import label
+from halfbridge.training.bridge.network import interval_labels
 from halfbridge.training.bridge.reference import ReferenceChain
 from halfbridge.training.bridge.regression import Batch
 from halfbridge.training.bridge.room import buffer
@@ -26,14 +27,15 @@ class TrajectoryCache:
     For a target that needs no mean of the teacher ("increment") the states are kept, each for both its pairs: (N + 1) paths
     of them; for the others, and for bridge matching's expected pairs, states and values, 2 N paths. A refresh overwrites
     all: its paths are refresh paths, ..., (refresh + 1) paths - 1 of the half-bridge, so the contents are a function of the
-    teacher, the seed and `refresh` alone (to the last bit with the same `chunk`, the number simulated at once), and nothing of
-    them need be saved.
+    teacher, the seed and `refresh` alone (to the last bit with the same `chunk`), and nothing of them need be saved.
 
     Several processes hold all paths each, and simulate a share of each chunk where the teacher is learned; against the
     reference itself, which costs no network, each simulates all. So they hold the same bits, and those of one process but for
     the rounding of a network over batches.
 
-    where, limit, folder: as of `room.buffer`.
+    where, limit, folder: as of `room.buffer`. chunk: the number of paths simulated at once, default 8192 on a GPU; on a CPU the
+    fewer the larger a state is, from 2048 to 64: a small network's activations then stay in its caches, and a large one's are
+    no more than those of a batch.
     """
 
     def __init__(
@@ -47,10 +49,11 @@ class TrajectoryCache:
         where: str = "auto",
         limit: int | None = None,
         folder: str | os.PathLike[str] | None = None,
-        chunk: int = 8192,
+        chunk: int | None = None,
         workers: Workers = ALONE,
     ) -> None:
-        self.reference, self.paths, self.target, self.chunk = reference, paths, TARGETS[target], chunk
+        self.reference, self.paths, self.target = reference, paths, TARGETS[target]
+        self.chunk = _chunk(like) if chunk is None else chunk
         self.workers = workers
         self.device = like.device
         self._pairs = matching or self.target.teacher
@@ -60,6 +63,7 @@ class TrajectoryCache:
         )
         self._gammas = torch.tensor(reference.gammas, dtype=torch.float64, device="cpu")
         self._known = torch.zeros_like(self._gammas)
+        self._labels = {way: interval_labels(reference, way, like) for way in Direction}
         self._direction = Direction.BACKWARD
         self._held: tuple[HalfBridge, int, int] | None = None
 
@@ -85,20 +89,23 @@ class TrajectoryCache:
             fill(half, seed, refresh * self.paths + at, self._states[:, at : at + self.chunk])
         self._held = (half, seed, refresh)
 
-    def batch(self, rows: Tensor) -> Batch:
-        """The rows, int64 on the CPU: row j paths + p is path p in the interval between x_j and x_{j+1}."""
+    def batch(self, rows: Tensor, shared: bool = False) -> Batch:
+        """The rows, int64 on the CPU: row j paths + p is path p in the interval between x_j and x_{j+1}.
+
+        shared: with labels for networks that embed each of them once (`shares_labels`).
+        """
         interval = torch.div(rows, self.paths, rounding_mode="floor")
-        k = interval if self._direction is Direction.FORWARD else interval + 1
         if self._pairs:
             here, value = rows, rows + len(self)
         else:
             back, forth = rows, rows + self.paths
             here, value = (back, forth) if self._direction is Direction.FORWARD else (forth, back)
-        at, onto = (self._rows(index) for index in (here, value))
-        return Batch(at, onto, label(self.reference, k, at), self._gammas[interval], self._known[interval])
+        labels, of = self._labels[self._direction], interval.to(self.device)
+        told = SharedLabels(labels, of) if shared else labels[of]
+        return Batch(self._rows(here), self._rows(value), told, self._gammas[interval], self._known[interval])
 
     def _rows(self, index: Tensor) -> Tensor:
-        return self.states[index.to(self._states.device)].to(self.device)
+        return self.states.index_select(0, index.to(self._states.device)).to(self.device)
 
     def _share(self, half: HalfBridge, seed: int, first: int, held: Tensor) -> None:
         """`_fill`, each process a share of the paths. Shares are of one size, so that the last may overlap."""
@@ -136,3 +143,9 @@ class TrajectoryCache:
             j = half.direction.interval(pair.k)
             held[j].copy_(pair.here)
             held[self.reference.steps + j].copy_(self.target.value(pair))
+
+
+def _chunk(like: Tensor) -> int:
+    if like.device.type != "cpu":
+        return 8192
+    return max(64, min(2048, (1 << 15) // like[0].numel()))

@@ -8,6 +8,7 @@ import torch
 
 from halfbridge.training.bridge.cache import TrajectoryCache
 from halfbridge.training.bridge.half_bridge import HalfBridge
+from halfbridge.training.bridge.network import shares_labels
 from halfbridge.training.bridge.regression import Regression
 from halfbridge.training.settings import Settings
 from halfbridge.training.trainer import Task, Trainer
@@ -37,6 +38,8 @@ class HalfBridgeTrainer(Trainer):
         super().__init__(net, cast(Any, regression), cache.states, None, settings, workers)
         self.half, self.regression, self.cache, self.refresh = half, regression, cache, refresh
         self.count = len(cache)
+        heads = () if regression.head is None else (regression.head.net,)
+        self.shared = all(map(shares_labels, (self.model["net"], *heads)))
 
     @property
     def run_step(self) -> int:
@@ -47,5 +50,5 @@ class HalfBridgeTrainer(Trainer):
         return super()._gradient()
 
     def _task(self, rows: torch.Tensor, first: int) -> Task:
-        batch = self.cache.batch(rows)
+        batch = self.cache.batch(rows, self.shared)
         return Task(batch.here, lambda net, noise: self.regression(net, batch))

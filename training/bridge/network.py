@@ -7,6 +7,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from halfbridge.nets import MLP, UNet
+from halfbridge.nets.conditioned import SharedLabels
 from halfbridge.nets.labels import network_labels
 from halfbridge.solvers.field import check_output
 from halfbridge.training.bridge.covariances import Covariance, Diagonal
@@ -15,20 +17,30 @@ from halfbridge.training.bridge.reference import ReferenceChain
 from halfbridge.training.bridge.targets import TARGETS
 from halfbridge.training.bridge.transitions import Sum, Transitions
 
-__all__ = ["RESIDUAL", "NetworkTransitions", "VarianceHead", "label"]
+__all__ = ["RESIDUAL", "NetworkTransitions", "VarianceHead", "interval_labels", "label", "shares_labels"]
 
 RESIDUAL = ("mean", "increment")
 """The targets that are means, of which a network gives the part x + gamma net; the others are learned as they are."""
 
 
-def label(reference: ReferenceChain, k: int | Tensor, x: Tensor) -> Tensor:
-    """What a network is told with x = x_k: times[k], (batch,), in x's dtype (float32 for half states).
+def shares_labels(net: torch.nn.Module) -> bool:
+    """Whether the network takes `SharedLabels`, which is to embed a chain's few labels once and not once a row: MLP and UNet
+    do. Of a class derived from them nothing is known; like any other it is called with t of shape (batch,)."""
+    return type(net) in (MLP, UNet)
 
-    k: the index of all rows, or of each, (batch,) int64 on the CPU.
-    """
-    if isinstance(k, int):
-        return network_labels(float, reference.times[k], x)
-    return network_labels(lambda t: t, torch.tensor(reference.times, dtype=torch.float64, device="cpu")[k], x)
+
+def label(reference: ReferenceChain, k: int, x: Tensor, net: torch.nn.Module) -> Tensor | SharedLabels:
+    """What a network is told with x = x_k: times[k], (batch,), in x's dtype (float32 for half states)."""
+    if shares_labels(net):
+        return SharedLabels(network_labels(float, reference.times[k], x[:1]), None)
+    return network_labels(float, reference.times[k], x)
+
+
+def interval_labels(reference: ReferenceChain, direction: Direction, like: Tensor) -> Tensor:
+    """(N,): what networks of that direction are told of the state that they leave across each interval, as `label` has it."""
+    first = min(direction.leaves(reference.steps))
+    times = torch.tensor(reference.times[first : first + reference.steps], dtype=torch.float64, device="cpu")
+    return network_labels(lambda t: t, times, like[:1].expand(len(times), *like.shape[1:]))
 
 
 class VarianceHead(torch.nn.Module):
@@ -44,7 +56,7 @@ class VarianceHead(torch.nn.Module):
             raise ValueError(f"`form` = {form!r} of a variance that a network gives must be 'scalar' or 'diagonal'")
         self.net, self.form = net, form
 
-    def forward(self, x: Tensor, t: Tensor) -> Tensor:
+    def forward(self, x: Tensor, t: Tensor | SharedLabels) -> Tensor:
         out: Tensor = self.net(x, t)
         return out if self.form == "diagonal" else out.flatten(1).mean(1).view(-1, *[1] * (x.ndim - 1))
 
@@ -86,8 +98,8 @@ class NetworkTransitions(Transitions):
         self.teacher = teacher if TARGETS[target].teacher_stays else None
 
     def terms(self, k: int, x: Tensor) -> Sum:
-        t, gamma = label(self.reference, k, x), self.gamma(k)
-        b = self.net(x, t)
+        gamma = self.gamma(k)
+        b = self.net(x, label(self.reference, k, x, self.net))
         check_output(b, x, self.reference.times[k], f" (from the {self.direction.value} network)")
         if self.target in RESIDUAL:
             return Sum([x, b], [1.0, gamma])
@@ -99,4 +111,5 @@ class NetworkTransitions(Transitions):
             return super().covariance(k, x)
         if not isinstance(self.spread, VarianceHead):
             return self.spread[self.direction.interval(k)]
-        return Diagonal(2.0 * self.gamma(k) * self.spread(x, label(self.reference, k, x)).exp())
+        log_r = self.spread(x, label(self.reference, k, x, self.spread.net))
+        return Diagonal(2.0 * self.gamma(k) * log_r.exp())

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from halfbridge.nets.adapter import Network
+from halfbridge.nets.conditioned import SharedLabels
 from halfbridge.training.bridge.network import RESIDUAL, VarianceHead
 
 __all__ = ["WEIGHTINGS", "Batch", "Regression", "check_weighting"]
@@ -23,7 +24,7 @@ class Batch(NamedTuple):
     """x_k, (batch, *shape)."""
     value: Tensor
     """What is regressed onto, like `here`."""
-    label: Tensor
+    label: Tensor | SharedLabels
     """The time of x_k, (batch,), as networks take it."""
     gamma: Tensor
     """The step sizes, (batch,) float64."""
@@ -57,7 +58,9 @@ class Regression(torch.nn.Module):
         gamma = batch.gamma.to(here).view(-1, *[1] * (here.ndim - 1))
         b = net(here, batch.label)
         learned = here + gamma * b if self.target in RESIDUAL else b
-        loss: Tensor = self._weight(batch.gamma).to(here) * (learned - value).square().flatten(1).mean(1)
+        loss: Tensor = (learned - value).square().flatten(1).mean(1)
+        if self.weighting == "kl":
+            loss = self._weight(batch.gamma).to(here) * loss
         if self.head is None:
             return loss
         ratio = (value - learned.detach()).square() / (2.0 * gamma) + batch.known.to(here).view_as(gamma)
@@ -66,8 +69,6 @@ class Regression(torch.nn.Module):
         return loss + 0.5 * likely.flatten(1).mean(1)
 
     def _weight(self, gamma: Tensor) -> Tensor:
-        if self.weighting == "plain":
-            return torch.ones_like(gamma)
         c = {"drift": gamma, "score": 2.0 * gamma}.get(self.target, torch.ones_like(gamma))
         return c.square() / (2.0 * gamma)
 
