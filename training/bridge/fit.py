@@ -221,7 +221,7 @@ def _check(
                     "one (an hb.reference law gives float64: net.double(), or Examples of its samples)"
                 )
         with training_mode(net, parameter.device), torch.no_grad():
-            out = uncompiled(net).eval()(like, label(reference, 0, like))
+            out = uncompiled(net).eval()(like, label(reference, 0, like, uncompiled(net)))
         check_output(out, like, reference.times[0], f" (from `{name}`)")
     if settings.class_dropout:
         raise ValueError(
