@@ -63,9 +63,9 @@ def again(modules, small):
     torch.manual_seed(SEED)
     nets = [hb.nets.MLP(2, hidden=8, depth=1) for _ in range(2)]
     board = points.checkerboard(200, SEED)
-    gammas = torch.tensor([1.0, 3.0, 1.0], dtype=torch.float64) * 0.05
+    chain = bridges.ReferenceChain(hb.Brownian(math.sqrt(0.5), 1.0), [0.0, 0.2, 0.8, 1.0])  # variances 0.1, 0.3, 0.1
     return bridges.fit_bridge(
-        *nets, board, bridges.Normal((2,)), bridges.ReferenceChain.dsb(gammas), iterations=2, steps=6, batch_size=32, lr=1e-2,
+        *nets, board, bridges.Normal((2,)), chain, iterations=2, steps=6, batch_size=32, lr=1e-2,
         schedule="cosine", ema_decay=0.5, cache_paths=32, monitor_paths=50, seed=SEED,
     )  # fmt: skip
 
@@ -87,7 +87,7 @@ def test_the_row_of_dsb_is_of_the_backward_chain_from_the_prior(small, made, aga
 
 def test_the_rows_of_score_models_are_those_of_hb_sample(small, made):
     board = points.checkerboard(200, SEED)
-    chain = bridges.ReferenceChain.dsb(torch.tensor([0.05, 0.15, 0.05], dtype=torch.float64))
+    chain = bridges.ReferenceChain(hb.Brownian(math.sqrt(0.5), 1.0), [0.0, 0.2, 0.8, 1.0])
     cases = {
         "SGM, short": (chain.process, hb.Ancestral(), list(reversed(chain.times)), 1.0),
         "SGM, short, wide prior": (
@@ -179,7 +179,7 @@ def test_the_chain_has_the_noise_that_the_page_states(modules, n):
     assert 2.0 * math.fsum(chain.gammas) == pytest.approx(s.noise, rel=1e-12)
     assert max(chain.gammas) / chain.gammas[0] == pytest.approx(n, rel=1e-8)
     assert chain.gammas[-1] == pytest.approx(chain.gammas[0], rel=1e-8)
-    assert chain.process == hb.Brownian(math.sqrt(2.0), s.noise / 2)  # exactly: the score that is trained once is of it
+    assert chain.process == hb.Brownian(math.sqrt(s.noise), 1.0)  # exactly: the score that is trained once is of it
 
 
 def test_points_are_told_by_the_part_of_the_law_that_they_are_from(modules):

@@ -53,7 +53,7 @@ class Row(NamedTuple):
 
 def chain(s: Settings, n: int) -> ReferenceChain:
     """Brownian motion in n steps whose variances, s.noise in sum, rise from 1 at both ends to n in the middle."""
-    process = hb.Brownian(math.sqrt(2.0), s.noise / 2)  # one for all n: a score is trained for it once
+    process = hb.Brownian(math.sqrt(s.noise), 1.0)  # one for all n: a score is trained for it once
     return ReferenceChain.spaced(process, gammas.symmetric(n, 1.0, float(n)))
 
 

@@ -13,7 +13,7 @@ import torch
 from matplotlib.axes import Axes
 from matplotlib.collections import LineCollection
 from matplotlib.figure import Figure
-from matplotlib.ticker import NullLocator
+from matplotlib.ticker import FormatStrFormatter, LogLocator, NullLocator
 from torch import Tensor
 
 from halfbridge.training.bridge import BridgeFit
@@ -146,7 +146,22 @@ def few_steps(few: dict[str, dict[str, dict[str, float]]], floor: dict[str, floa
         low = floor[what]
         if low > 0:
             ax.axhline(low, color=PALE, lw=5, zorder=0, label="fresh data")
-        ax.set(xscale="log", yscale="log", xticks=counts, xticklabels=[str(n) for n in counts])
+        ax.set(xscale="log", xticks=counts, xticklabels=[str(n) for n in counts])
+        if what == "energy":
+            ax.set_yscale("symlog", linthresh=1e-3)  # it is unbiased, and may be below 0
+            values = [
+                row[what] + side * row[f"{what}_se"]
+                for rows in few.values()
+                for row in rows.values()
+                for side in (-1, 1)
+            ]
+            ax.set_ylim(min(0.0, *values) - 2e-4, 1.5 * max(values))
+        else:
+            ax.set_yscale("log")
+            ax.yaxis.set_minor_locator(LogLocator(subs=(2.0, 5.0)))
+        for formatted in (ax.yaxis.set_major_formatter, ax.yaxis.set_minor_formatter):
+            formatted(FormatStrFormatter("%g"))
+        ax.tick_params(which="both", labelsize=9)
         ax.xaxis.set_minor_locator(NullLocator())
         ax.set_xlabel("steps N, each one evaluation of a network", color=INK)
         ax.set_title(f"{title} to fresh data", loc="left", fontsize=11.5, color=INK, weight="bold")
@@ -157,7 +172,7 @@ def few_steps(few: dict[str, dict[str, dict[str, float]]], floor: dict[str, floa
 
 
 def few_samples(rows: dict[int, Sequence[Row]], case: Case, s: Settings, seed: int, path: Path) -> None:
-    """A row for each N, a column for each sampler, in the colours of their beginnings: the direction from the origin."""
+    """A row for each N, a column for each sampler."""
     names = [row.name for row in next(iter(rows.values()))]
     figure = Figure(figsize=(2.35 * len(names), 2.5 * len(rows) + 0.2), dpi=DPI, facecolor="white")
     grid = figure.subplots(len(rows), len(names), squeeze=False)

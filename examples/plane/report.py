@@ -98,7 +98,7 @@ shared out to its two networks, so that the backward one, which samples, has had
 
 ## How it is made
 
-The reference is Brownian, dX = √2 dW on [0, {T:g}], in {steps} steps (in N for the comparison) whose sizes γ rise
+The reference is Brownian, dX = √{noise:g} dW on [0, 1], in {steps} steps (in N for the comparison) whose sizes γ rise
 from 1 to N, in ratio, in the middle and fall again (`gammas.symmetric`), De Bortoli et al.'s
 chain (2021). `fit_bridge` trains {iterations} iterations of {half_bridge} steps a half-bridge, batches of
 {batch_size} from a cache of {cache_paths} trajectories, with Adam, its rate falling from {lr:g} to 0 along a cosine
@@ -136,7 +136,6 @@ def render(results: dict[str, Any]) -> str:
         "alpha_T": f"{results['long']['alpha_T']:.4f}",
         "sigma_min": f"{results['long']['sigma_min']:.3f}",
         "prior": PRIOR,
-        "T": s["noise"] / 2,
         "parameters": f"{results['bridges'][CHECKERBOARD.title]['parameters']:,}".replace(",", " "),
         "seconds": f"{results['seconds']:.0f}",
         "cpu_seconds": f"{results['cpu_seconds']:.0f}",

@@ -15,7 +15,7 @@ class Settings:
     depth: int = 2
     """Of the networks, `nets.MLP`."""
     noise: float = 0.5
-    """The variance of the reference process at T: dX = sqrt(2) dW, T = noise/2. Small, so that p_T is not the prior."""
+    """The variance of the reference process at T: dX = sqrt(noise) dW, T = 1. Small, so that p_T is not the prior."""
     steps: int = 20
     """N."""
     iterations: int = 5
