@@ -68,6 +68,8 @@ def test_all_processes_stop_at_the_last_good_iterate_where_one_diverges(ran):
     """In one process's loss, and in the monitors, which process 0 alone takes."""
     for case, why in (("broken", "the loss is nan at step 2 of 6"), ("measured", "the chain is far out")):
         both = results(ran, case, 2, 2)
+        measured = [found.pop("measured", None) for found in both]
+        assert measured == ([[1, 2, 3], []] if case == "measured" else [None, None])
         assert same(*both)
         assert both[0]["stopped"].startswith(f"half-bridge 2 (backward) diverged: {why}")
         assert both[0]["index"] == 2

@@ -124,8 +124,13 @@ def fit_bridge(
     out, resume  as of `fit_score`: a folder that a killed run goes on from, to the same bits on a CPU with the same number of
                 threads. `iterations` may be another then, as may `stop` and what settings leave free; the steps may not.
 
+    Under `accelerate launch` the processes share each batch, as in `fit_score`, and the simulation of paths against learned
+    kernels; each holds the whole cache. Process 0 measures and writes. What each gets is what one process would, to rounding.
+
     Divergence (a loss, a gradient or a chain that is not finite, or a chain that ends 100 times as far out as the laws) ends
-    the run at the last good iterate, with a RuntimeWarning and the reason in `stopped`. FloatingPointError where there is none.
+    the run at the last good iterate, with a RuntimeWarning and the reason in `stopped`. The folder keeps both: resumed, the run
+    returns that iterate again, and `load_bridge` reads it; begin another, in a new folder, with a lower lr or smaller steps.
+    FloatingPointError where no iterate is good.
     Raises ValueError for end laws of different shapes, iterations = 0, networks of another dtype or device than the laws,
     and for a run in `out` that another call began: with another reference, say.
     """
