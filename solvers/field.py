@@ -27,8 +27,8 @@ class FieldOutputError(ValueError):
     """The field returned something that is not a vector like the state."""
 
 
-def check_output(value: Any, x: torch.Tensor, t: float, where: str = "") -> None:
-    """Raise FieldOutputError unless `value` has the shape, dtype and device of `x`."""
+def check_output(value: Any, x: torch.Tensor, t: float | torch.Tensor, where: str = "") -> None:
+    """Raise FieldOutputError unless `value` has the shape, dtype and device of `x`. t: a number, or a 0-dim tensor."""
     if not isinstance(value, torch.Tensor):
         raise FieldOutputError(
             f"the field returned a {type(value).__name__}{where} at t = {t:.6g}; return a tensor like x"

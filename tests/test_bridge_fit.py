@@ -6,14 +6,34 @@ from unittest import mock
 
 import pytest
 import torch
-from bridge_nets import F64, NEAR0, NEAR1, ONE, coupling_of, exact_iterate, nets
+from bridge_nets import F64, NEAR0, NEAR1, ONE, awake, coupling_of, exact_iterate, nets
 
 import halfbridge as hb
 from halfbridge.nets import MLP
-from halfbridge.training.bridge import Iterate, Normal, ReferenceChain, StopRule, fit_bridge
+from halfbridge.solvers.field import FieldOutputError
+from halfbridge.training import Settings
+from halfbridge.training.bridge import (
+    Examples,
+    Iterate,
+    NetworkRegressor,
+    Normal,
+    ReferenceChain,
+    StopRule,
+    fit_bridge,
+    reference_iterate,
+)
+from halfbridge.training.bridge.arguments import ends
 from halfbridge.training.bridge.monitors import Monitor, Monitors
+from halfbridge.training.bridge.network import VarianceHead
 
 SMALL = {"steps": 3, "batch_size": 8, "cache_paths": 8, "monitor_paths": 16, "covariance_paths": 50}
+
+
+class Flat:
+    """A law of numbers."""
+
+    def sample(self, n, seed, first=0):
+        return torch.zeros(n)
 
 
 def small(**changes):
@@ -191,6 +211,34 @@ def test_divergence_stops_at_the_last_good_iterate_and_says_why():
         small(nets=[good, Burst(float("nan"))])
 
 
+@pytest.mark.parametrize("form", ["diagonal", "scalar"])
+def test_trained_networks_start_matched_kernels_warm(form):
+    """Drifts are no logarithms of variances: at r = 1 the first loss is that of the mean alone, once more by half."""
+    made, plain = (
+        small(nets=[awake(net, size=0.5, seed=i) for i, net in enumerate(nets(dtype=F64))], **options)
+        for options in ({"variance": "matched", "form": form}, {"target": "increment"})
+    )
+    assert not made.diverged
+    assert float(made.losses[0][0]) == pytest.approx(1.5 * float(plain.losses[0][0]), rel=1e-12)
+
+
+def test_variances_that_explode_end_the_run_at_the_last_good_iterate(monkeypatch):
+    """Out of range where an iterate is measured or simulated: no ValueError, nothing lost."""
+    calls, forward = [], VarianceHead.forward
+
+    def late(head, x, t):
+        calls.append(head.training)
+        return forward(head, x, t) + (1e5 if calls.count(False) > 25 else 0.0)
+
+    monkeypatch.setattr(VarianceHead, "forward", late)
+    with pytest.warns(
+        RuntimeWarning, match=r"diverged: the \w+ network's variances at t = .* left the positive numbers: "
+    ):
+        made = small(variance="matched")
+    assert made.diverged
+    assert made.iterate.index in (1, 2, 3)
+
+
 def test_a_teacher_that_leaves_the_numbers_later_is_gone_back_behind():
     """Its paths were finite where they were measured: the iterate before it is the last good one."""
     good, late = (
@@ -240,8 +288,53 @@ def test_plots_and_tables_are_written(tmp_path):
         ({"monitor_paths": 1}, ValueError, "`monitor_paths` = 1"),
         ({"step": 3}, TypeError, "there is no setting 'step'; did you mean 'steps'"),
         ({"start": Normal((2,), dtype=F64), "target": "scores"}, ValueError, "did you mean 'score'"),
+        ({"start": [[1.0, 2.0]]}, ValueError, "`start` is a list; pass a floating tensor"),
+        ({"end": torch.zeros(3, 2).log()}, ValueError, "`end` must be finite, but 6 of its 6"),
+        ({"end": torch.distributions.Normal(torch.zeros(2), 1.0)}, TypeError, r"`end` is a Normal, whose sample\(n, seed, first\) fails"),
+        ({"start": Flat()}, ValueError, r"`start`.sample\(1, 0, 0\) is \(1,\), torch.float32; it must be"),
+        ({"settings": {"steps": 3}}, TypeError, "settings is a dict; pass a Settings"),
+        ({"first": nets()[0]}, TypeError, "`first` is a MLP; pass a Field"),
+        ({"stop": 0.1}, TypeError, r"`stop` is a float; pass a StopRule"),
+        ({"nets": [lambda x, t: x, nets()[0]]}, TypeError, "`forward_net` is a function; pass a torch.nn.Module"),
+        ({"nets": nets(dtype=torch.float16)}, ValueError, "`forward_net` is float16, where Adam's epsilon"),
+        ({"precision": "bfloat16"}, ValueError, "keeps float32 weights and `forward_net` is torch.float64"),
+        ({"nets": nets(), "start": torch.ones(4, 2), "end": torch.ones(3, 2), "precision": "float16"}, ValueError,
+         "needs a CUDA GPU and `forward_net` is on cpu"),
+        ({"coupling_size": -3}, ValueError, "`coupling_size` = -3"),
+        ({"variance": "matched", "form": "full", "covariance_paths": 2}, ValueError,
+         "`covariance_paths` = 2 paths do not determine a covariance in 2 dimensions"),
     ],
 )  # fmt: skip
 def test_bad_input_is_named(changes, error, message):
     with pytest.raises(error, match=message):
         small(**changes)
+
+
+@pytest.mark.parametrize(
+    ("output", "message"),
+    [
+        (lambda out: out[:, :1], r"shape \(1, 1\) for a state of shape \(1, 2\) \(from `backward_net`\)"),
+        (lambda out: (out, out), r"returned a tuple \(from `backward_net`\)"),
+        (lambda out: out.float(), r"dtype torch.float32 for a state of dtype torch.float64 \(from `backward_net`\)"),
+    ],
+)
+def test_a_network_whose_output_is_not_like_the_state_is_refused_before_anything_is_written(tmp_path, output, message):
+    good, bad = nets(dtype=F64)
+    bad.register_forward_hook(lambda module, given, out: output(out))
+    with pytest.raises(FieldOutputError, match=message):
+        small(nets=[good, bad], out=tmp_path / "run")
+    assert list(tmp_path.iterdir()) == []
+    chain = ReferenceChain(ONE, 3)
+    with pytest.raises(FieldOutputError):  # and in the loss: nothing is broadcast
+        NetworkRegressor(good, bad, cache_paths=8, settings=Settings(steps=1)).fit(
+            reference_iterate(NEAR0, NEAR1, chain).half_bridge
+        )
+
+
+def test_data_stays_where_it_is_and_what_is_sampled_goes_to_the_networks():
+    data = NEAR0.sample(9, 0).float()
+    both = ends(data, data, dict(zip(("forward_net", "backward_net"), (net.to("meta") for net in nets()), strict=True)))
+    for law in both:
+        assert law.data is data
+        assert law.sample(3, 0).device.type == "meta"
+    assert torch.equal(Examples(data).sample(5, 1), Examples(data, device="cpu").sample(5, 1))

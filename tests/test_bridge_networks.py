@@ -1,5 +1,6 @@
 """Kernels that are networks, the regression that trains them, and the cache that it sees."""
 
+import copy
 import math
 import warnings
 
@@ -10,12 +11,15 @@ from bridge_nets import F64, NEAR0, NEAR1, ONE, awake, exact_iterate, nets
 import halfbridge as hb
 from halfbridge.training.bridge import Direction, Full, HalfBridge, PathLaw, ReferenceChain, gaussian_chain, simulate
 from halfbridge.training.bridge.cache import TrajectoryCache
+from halfbridge.training.bridge.covariances import Isotropic
+from halfbridge.training.bridge.ends import Normal
 from halfbridge.training.bridge.network import NetworkTransitions, VarianceHead
 from halfbridge.training.bridge.network_regressor import NetworkRegressor
 from halfbridge.training.bridge.regression import Batch, Regression
+from halfbridge.training.bridge.residuals import residual_covariances
 from halfbridge.training.bridge.room import buffer
 from halfbridge.training.bridge.targets import TARGETS
-from halfbridge.training.bridge.transitions import ScoreTransitions
+from halfbridge.training.bridge.transitions import ScoreTransitions, Sum, Transitions
 
 CHAIN = ReferenceChain.spaced(ONE, [1.0, 2.0, 1.5])
 WAYS = pytest.mark.parametrize("direction", Direction, ids=lambda d: d.value)
@@ -180,6 +184,82 @@ def test_the_head_learns_the_mean_square_of_what_the_mean_leaves_and_leaves_the_
     torch.testing.assert_close(variances, 2 * CHAIN.gammas[1] * best.flatten().expand(4, 6))
 
 
+@pytest.mark.parametrize("form", ["scalar", "diagonal"])
+def test_the_head_begins_at_the_references_variances_whatever_the_network(form):
+    """A trained network's copy too: nothing of the mean is in the variances, and the copy learns as it would from zero."""
+    trained, x = awake(nets(dtype=F64)[0], size=3.0), NEAR0.sample(5, 0)
+    t = torch.full((5,), 0.3, dtype=F64)
+    assert float(trained(x, t).detach().abs().max()) > 5
+    head = VarianceHead(copy.deepcopy(trained).train(), form).train()
+    assert not head(x, t).any()
+    assert any(p.requires_grad for p in head.net.parameters())
+    assert not any(p.requires_grad or module.training for module in head.given.modules() for p in module.parameters())
+    head(x, t).sum().backward()
+    assert all(p.grad is not None for p in head.net.parameters())
+    head.net.load_state_dict(awake(nets(dtype=F64)[1], seed=5).state_dict())
+    wanted = head.net(x, t) - trained(x, t)
+    torch.testing.assert_close(head(x, t), wanted if form == "diagonal" else wanted.mean(1, keepdim=True))
+
+
+@pytest.mark.parametrize("weighting", ["kl", "plain"])
+def test_mean_and_drift_are_one_loss_but_for_the_plain_weights(weighting):
+    """Row by row: (M(there) - M(here))/gamma as it is, or as a mean here + M(there) - M(here)."""
+    b, (net, *_) = batch(shape=(2,)), nets(dtype=F64)
+    as_mean = b._replace(value=b.here + b.gamma[:, None] * b.value)
+    one, other = Regression("mean", weighting)(awake(net), as_mean), Regression("drift", weighting)(net, b)
+    torch.testing.assert_close(one, other * (b.gamma.square() if weighting == "plain" else 1.0))
+
+
+def test_variances_that_leave_the_numbers_are_divergence():
+    """Those of networks and those that are estimated: FloatingPointError, with where, what and how many."""
+    x = NEAR0.sample(4, 0)
+    log_r = torch.nn.Linear(2, 2).double()
+
+    class Net(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.inner = log_r
+
+        def forward(self, x, t):
+            return self.inner(x)
+
+    for value, shown in ((1e4, "inf"), (-1e4, "0")):
+        head = VarianceHead(Net(), "diagonal")
+        with torch.no_grad():
+            head.net.inner.bias += value
+        kernels = NetworkTransitions(CHAIN, Direction.FORWARD, nets(dtype=F64)[0], "increment", spread=head)
+        with pytest.raises(
+            FloatingPointError, match=rf"forward network's variances at t = 0 .* 8 of 8 are not, such as {shown}; low"
+        ):
+            simulate(kernels, x, 0)
+    still = Normal((2,), 1e-200, dtype=F64)
+    half = HalfBridge(1, PathLaw(still, Still(CHAIN, Direction.BACKWARD)))
+    for form in ("full", "diagonal", "scalar"):
+        with pytest.raises(
+            FloatingPointError, match=r"covariance of step \d \(forward\), estimated from 50 paths, is none: "
+        ):
+            residual_covariances(half, Still(CHAIN, Direction.FORWARD), form, 50, 0)
+    with pytest.raises(
+        ValueError, match="`n` = 2 paths do not determine a covariance in 2 dimensions; pass more than 2"
+    ):
+        residual_covariances(half, Still(CHAIN, Direction.FORWARD), "full", 2, 0)
+
+
+class Still(Transitions):
+    """Kernels that stay where they are."""
+
+    def terms(self, k, x):
+        return Sum([x], [1.0])
+
+    def covariance(self, k, x):
+        return NoNoise(1.0)
+
+
+class NoNoise(Isotropic):
+    def disturb(self, x, seed, draw, first):
+        pass
+
+
 def test_the_first_kernels_of_a_score_are_sgms_with_the_covariances_that_they_leave():
     """Nothing is trained. For an exact score of Gaussian data, matched full kernels are the exact reversal, within 6 standard
     errors sqrt(2/n) of a covariance."""
@@ -251,11 +331,11 @@ def test_training_sees_each_row_once_a_pass_and_paths_anew_each_refresh(monkeypa
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: NetworkTransitions(CHAIN, Direction.FORWARD, nets()[0], "means"), "`target` = 'means' is not one of"),
+        (lambda: NetworkTransitions(CHAIN, Direction.FORWARD, nets()[0], "means"), "`target` = 'means' is no target of a half-bridge; did you mean 'mean'"),
         (lambda: NetworkTransitions(CHAIN, Direction.FORWARD, nets()[0], "score"), "pass teacher="),
         (lambda: NetworkTransitions(CHAIN, Direction.FORWARD, nets()[0], spread=[Full(torch.eye(2))]), "has 1 covariances; .* 3"),
         (lambda: VarianceHead(nets()[0], "full"), "`form` = 'full' of a variance that a network gives"),
-        (lambda: Regression("mean", "planar"), "`weighting` = 'planar' is not one of 'kl', 'plain'"),
+        (lambda: Regression("mean", "planar"), "`weighting` = 'planar' is no weighting of a loss; did you mean 'plain'"),
         (lambda: NetworkRegressor(*nets(), variance="matched", target="mean"), "pass target='increment'"),
         (lambda: NetworkRegressor(*nets(), form="ful"), "`form` = 'ful' .*did you mean 'full'"),
         (lambda: NetworkRegressor(*nets(), cache_paths=0), "`cache_paths` = 0"),

@@ -268,10 +268,10 @@ def test_the_second_regression_is_about_the_mean_that_is_used():
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: check_target("meen", "fixed"), "`target` = 'meen' is not one of .*did you mean 'mean'"),
-        (lambda: check_target("mean", "free"), "`variance` = 'free' is not 'fixed'"),
+        (lambda: check_target("meen", "fixed"), "`target` = 'meen' is no target of a half-bridge; did you mean 'mean'"),
+        (lambda: check_target("mean", "free"), "`variance` = 'free' is no variance of kernels; there are 'fixed', 'matched'"),
         (lambda: AffineRegressor("matched", target="mean"), "with variance='matched' pass target='increment'"),
-        (lambda: AffineRegressor("matched", form="diag"), "`form` = 'diag' is not one of .*did you mean 'diagonal'"),
+        (lambda: AffineRegressor("matched", form="diag"), "`form` = 'diag' is no form of a covariance; did you mean 'diagonal'"),
         (lambda: AffineRegressor(paths=0), "`paths` = 0 must be a whole number"),
         (lambda: AffineRegressor(paths=2).fit(HalfBridge(0, affine_law(Direction.FORWARD))), "2 paths do not determine"),
         (lambda: TARGETS["mean"].value(Pair(1, random(1), random(1), None, None, 0.1)), "pairs with means=True"),

@@ -77,12 +77,12 @@ class Pinned:
     def times(self, times: Sequence[float] | NDArray[Any] | Tensor) -> NDArray[np.float64]:
         """Times as a new float64 array; ValueError unless they lie in [0, T] and run strictly one way."""
         array = np.array(times.detach().cpu().numpy() if isinstance(times, Tensor) else times)
-        if (
-            array.ndim != 1
-            or not array.size
-            or array.dtype.kind not in "fiu"
-            or array.dtype in (np.float32, np.float16)
-        ):
+        if array.dtype in (np.float32, np.float16):
+            raise ValueError(
+                f"`times` has dtype {array.dtype}, in which 0.1 is {float(array.dtype.type(0.1)):.9g}; make them in float64, such as "
+                "torch.linspace(0.0, T, 21, dtype=torch.float64)"
+            )
+        if array.ndim != 1 or not array.size or array.dtype.kind not in "fiu":
             raise ValueError(
                 f"`times` has shape {array.shape} and dtype {array.dtype}; pass at least one time, a list of floats or a "
                 "1-D float64 array"

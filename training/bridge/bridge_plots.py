@@ -19,8 +19,8 @@ INK, COLOURS = "#1f2328", {"backward": "#0072b2", "forward": "#d55e00"}
 SHOWN = 1000  # points of a picture of samples; of images, 64
 
 
-def check_plots(like: Tensor) -> None:
-    """ImportError, naming the extra, unless what draws samples (1, *shape) like these is installed."""
+def check_plots() -> None:
+    """ImportError, naming the extra, unless what draws is installed."""
     try:
         import matplotlib
         import PIL

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
@@ -12,6 +11,7 @@ from torch import Tensor
 
 from halfbridge.kernels import Noise, combine, normal
 from halfbridge.kernels.arguments import accumulation
+from halfbridge.solvers.nearest import nearest
 from halfbridge.solvers.reference.gaussian import kl_terms
 
 __all__ = ["FORMS", "Covariance", "Diagonal", "Full", "Isotropic", "check_form", "of_form", "pack", "unpack"]
@@ -151,9 +151,7 @@ class Full(Covariance):
 def check_form(form: str) -> None:
     """ValueError for a form of covariance that is none of FORMS."""
     if form not in FORMS:
-        near = difflib.get_close_matches(str(form), FORMS, n=1)
-        hint = f"; did you mean {near[0]!r}?" if near else ""
-        raise ValueError(f"`form` = {form!r} is not one of {', '.join(map(repr, FORMS))}{hint}")
+        raise ValueError(f"`form` = {form!r} is no form of a covariance; {nearest(form, FORMS)}")
 
 
 def of_form(form: str, cov: Tensor) -> Covariance:
@@ -183,11 +181,12 @@ def _normals(x: Tensor, seed: int, draw: int, first: int) -> Tensor:
 
 
 def _check_positive(name: str, values: Tensor) -> None:
-    wrong = int((~((values > 0) & values.isfinite())).sum())
-    if wrong:
+    wrong = ~((values > 0) & values.isfinite())
+    if bool(wrong.any()):
+        bad = values[wrong]
         raise ValueError(
-            f"`{name}` of a kernel must be positive and finite, but {wrong} of {values.numel()} are not; the smallest is "
-            f"{float(values.min()):.6g}"
+            f"`{name}` of a kernel must be positive and finite, but {len(bad)} of {values.numel()} are not, such as "
+            f"{float(bad[0]):.6g}"
         )
 
 

@@ -12,7 +12,7 @@ from halfbridge.kernels import normal
 from halfbridge.solvers.draws import choice_words
 from halfbridge.solvers.prior import normal_log_prob
 
-__all__ = ["End", "Examples", "Normal", "check_ends"]
+__all__ = ["End", "Examples", "Normal", "check_ends", "check_rows"]
 
 
 class End(Protocol):
@@ -28,24 +28,20 @@ class End(Protocol):
 class Examples:
     """Rows of a data set (m, *shape), picked with replacement: row floor(m u), u the uniform number of (seed, sample index).
 
+    device: where samples are given, default where the data are; the data stay where they are, and what is picked goes over.
     ValueError for data without rows, or with other than finite floating numbers.
     """
 
-    def __init__(self, data: Tensor) -> None:
-        if not isinstance(data, Tensor) or data.ndim < 2 or not len(data) or not data.is_floating_point():
-            got = f"{tuple(data.shape)}, {data.dtype}" if isinstance(data, Tensor) else type(data).__name__
-            raise ValueError(f"`data` is {got}; pass a floating tensor (m, *shape), one example a row")
-        bad = int((~torch.isfinite(data)).sum())
-        if bad:
-            raise ValueError(f"`data` must be finite, but {bad} of its {data.numel()} entries are NaN or infinite")
-        self.data = data
+    def __init__(self, data: Tensor, device: torch.device | str | None = None) -> None:
+        check_rows("data", data)
+        self.data, self.device = data, data.device if device is None else torch.device(device)
 
     def sample(self, n: int, seed: int, first: int = 0) -> Tensor:
         high, low, *_ = choice_words(n, seed, first)
         m = len(self.data)
         # floor(m (high + low/2^32)/2^32), exact in integers for m up to 2^31
         rows = (high * m + ((low * m) >> 32)) >> 32
-        return self.data[rows.to(self.data.device)]
+        return self.data[rows.to(self.data.device)].to(self.device)
 
     def __repr__(self) -> str:
         return f"Examples({len(self.data)} of shape {tuple(self.data.shape[1:])})"
@@ -79,6 +75,16 @@ class Normal:
 
     def __repr__(self) -> str:
         return f"Normal({self.shape}, mean={self.mean:g}, std={self.std:g})"
+
+
+def check_rows(name: str, data: Tensor) -> None:
+    """ValueError for what is no data set of finite rows."""
+    if not isinstance(data, Tensor) or data.ndim < 2 or not len(data) or not data.is_floating_point():
+        got = f"{tuple(data.shape)}, {data.dtype}" if isinstance(data, Tensor) else f"a {type(data).__name__}"
+        raise ValueError(f"`{name}` is {got}; pass a floating tensor (m, *shape), one example a row")
+    bad = int((~torch.isfinite(data)).sum())
+    if bad:
+        raise ValueError(f"`{name}` must be finite, but {bad} of its {data.numel()} entries are NaN or infinite")
 
 
 def check_ends(start: End, end: End) -> None:

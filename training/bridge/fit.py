@@ -11,27 +11,26 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from halfbridge.solvers.field import Field, check_output
+from halfbridge.kernels.philox import integer
+from halfbridge.solvers.field import Field
 from halfbridge.solvers.reference.covariance import whole_number
-from halfbridge.training.arguments import check_kept, check_network
+from halfbridge.training.arguments import check_kept
+from halfbridge.training.bridge.arguments import check, ends, settings_of
 from halfbridge.training.bridge.bridge_folder import BridgeFolder, describe_bridge
 from halfbridge.training.bridge.bridge_loop import BridgeLoop, BridgeState
-from halfbridge.training.bridge.bridge_plots import check_plots
 from halfbridge.training.bridge.couplings import Coupling
-from halfbridge.training.bridge.ends import End, Examples, check_ends
+from halfbridge.training.bridge.ends import End
 from halfbridge.training.bridge.ipf import Iterate, reference_iterate
 from halfbridge.training.bridge.monitors import Monitors, StopRule
-from halfbridge.training.bridge.network import label
 from halfbridge.training.bridge.network_regressor import NetworkRegressor
 from halfbridge.training.bridge.reference import ReferenceChain
 from halfbridge.training.bridge.run import BridgeRun
 from halfbridge.training.bridge.views import Bridge
 from halfbridge.training.data import Dataset
 from halfbridge.training.folder import Resume, open_in_all
-from halfbridge.training.modes import training_mode, uncompiled
 from halfbridge.training.saved import load
 from halfbridge.training.settings import Settings
-from halfbridge.training.workers import Workers, current
+from halfbridge.training.workers import current
 
 __all__ = ["BridgeFit", "BridgeState", "fit_bridge"]
 
@@ -104,16 +103,19 @@ def fit_bridge(
     itself, is a score-based model.
 
     forward_net, backward_net  net(x, t) -> like x, with t = reference.times[k] of the state x_k, (batch,): see
-                `NetworkTransitions` for what they stand for. Trained in place; the fit has averaged copies
-    start, end  data (m, *shape), a `Dataset`, or a law with sample(n, seed, first): `Examples`, `Normal`, hb.reference.Gaussian
+                `NetworkTransitions` for what they stand for. Trained in place; the fit has averaged copies. They may be
+                trained already (a warm start)
+    start, end  data (m, *shape), a `Dataset`, or a law with sample(n, seed, first): `Examples`, `Normal`, hb.reference.Gaussian.
+                In the networks' dtype; data may lie on the CPU beside networks on a GPU, what is sampled of it goes over
     reference   `ReferenceChain`: the process, and its N steps
     method      "dsb", or "dsbm": iterative Markovian fitting by bridge matching (Shi et al. 2023) in place of IPF, on the same
                 kernels, caches and monitors
     coupling    what "dsbm" begins from: "reference" (as DSB does), "independent" pairs of the ends, or, in minibatches of
-                coupling_size, "ot" or "sinkhorn": see `Coupling`
+                coupling_size, "ot" or "sinkhorn": see `Coupling`. coupling_size has a part in the last two alone
     target, variance, form, weighting, first, cache_paths, refresh, cache, cache_limit, cache_folder, covariance_paths
                 see `NetworkRegressor`. `first` may be the folder of a run of `fit_score` too, whose averaged network it then is;
                 the folder is written down, and `load_bridge` reads it again while the iterate needs it
+                it. The targets "mean" and "drift" differ where weighting="plain" alone
     monitor_paths  paths that each iterate is measured on, see `Monitor`; stop: a `StopRule`
     settings, changes  `training.Settings`, whose fields are keywords here too. `steps` are the steps of each half-bridge, and the
                 learning rate's schedule begins anew with each; class_dropout and sample_* have no part here
@@ -127,33 +129,33 @@ def fit_bridge(
     Under `accelerate launch` the processes share each batch, as in `fit_score`, and the simulation of paths against learned
     kernels; each holds the whole cache. Process 0 measures and writes. What each gets is what one process would, to rounding.
 
-    Divergence (a loss, a gradient or a chain that is not finite, or a chain that ends 100 times as far out as the laws) ends
-    the run at the last good iterate, with a RuntimeWarning and the reason in `stopped`. The folder keeps both: resumed, the run
-    returns that iterate again, and `load_bridge` reads it; begin another, in a new folder, with a lower lr or smaller steps.
-    FloatingPointError where no iterate is good.
-    Raises ValueError for end laws of different shapes, iterations = 0, networks of another dtype or device than the laws,
-    and for a run in `out` that another call began: with another reference, say.
+    Divergence (a loss, a gradient, a variance or a chain that is not finite, or a chain that ends 100 times as far out as the
+    laws) ends the run at the last good iterate, with a RuntimeWarning and the reason in `stopped`. The folder keeps both:
+    resumed, the run returns that iterate again, and `load_bridge` reads it; begin another, in a new folder, with a lower lr or
+    smaller steps. FloatingPointError where no iterate is good.
+    Raises ValueError for end laws of different shapes, iterations = 0, networks of another dtype or device than the laws, or
+    whose output is not like x (each is tried on one example), and for a run in `out` that another call began: with another
+    reference, say.
     """
     whole_number("iterations", iterations, " (5, say; each is two half-bridges)")
-    settings = (Settings() if settings is None else settings).replace(**changes)
-    workers, laws = current(), [_law(law) for law in (start, end)]
-    check_ends(*laws)
+    settings, nets = settings_of(settings, changes), {"forward_net": forward_net, "backward_net": backward_net}
+    laws, workers = ends(start, end, nets), current()
     first, first_run = _score(first, laws[0])
-    _check({"forward_net": forward_net, "backward_net": backward_net}, laws[0], reference, first, settings, workers)
+    check(nets, laws[0], reference, first, stop, settings, workers, plots)
     if out is None and (resume is not False or plots):
         what = f"resume = {resume!r}" if resume is not False else "plots = True"
         raise ValueError(f"{what} goes with a folder; pass it as out=")
     if out is not None:
         check_kept(forward_net, backward_net)
-    if plots:
-        check_plots(laws[0].sample(1, 0))
-    begun = None if coupling == "reference" else Coupling(laws[0], laws[1], reference, coupling, coupling_size)
+    pairs = integer("coupling_size", coupling_size, 1, 1 << 20, "pass the pairs of a minibatch, 256 say")
+    begun = None if coupling == "reference" else Coupling(laws[0], laws[1], reference, coupling, pairs)
     regressor = NetworkRegressor(
         forward_net, backward_net, method=method, coupling=begun, target=target, variance=variance, form=form,
         weighting=weighting, settings=settings,
         cache_paths=cache_paths, refresh=refresh, cache=cache, cache_limit=cache_limit, cache_folder=cache_folder,
         covariance_paths=covariance_paths, first=first, workers=workers,
     )  # fmt: skip
+    regressor.check(laws[0].sample(1, 0))
     monitors = Monitors(laws[0], laws[1], monitor_paths, settings.seed)
     run = BridgeRun(reference_iterate(laws[0], laws[1], reference), regressor, monitors)
     folder = None
@@ -176,13 +178,6 @@ def fit_bridge(
     return BridgeFit(run, None if folder is None else folder.path)
 
 
-def _law(end: Any) -> End:
-    if isinstance(end, Dataset):
-        end = end.examples
-    law: End = end if callable(getattr(end, "sample", None)) else Examples(end)
-    return law
-
-
 def _config(end: Any) -> dict[str, Any] | None:
     """What `data.load` makes the end from; None for what it did not make."""
     return dict(end.config) if isinstance(end, Dataset) and end.config is not None else None
@@ -190,47 +185,8 @@ def _config(end: Any) -> dict[str, Any] | None:
 
 def _score(first: Field | str | os.PathLike[str] | None, law: End) -> tuple[Field | None, str | None]:
     """The field, and the folder that it was read from."""
-    if first is None or isinstance(first, Field):
+    if not isinstance(first, str | os.PathLike):
         return first, None
     found = load(first)
     found.net.to(law.sample(1, 0).device)
     return found.field, str(Path(first).resolve())
-
-
-def _check(
-    nets: dict[str, torch.nn.Module],
-    law: End,
-    reference: ReferenceChain,
-    first: Field | None,
-    settings: Settings,
-    workers: Workers,
-) -> None:
-    """Refuse what cannot be trained, before anything is written."""
-    if not isinstance(reference, ReferenceChain):
-        raise TypeError(
-            f"`reference` is a {type(reference).__name__}; pass a ReferenceChain, such as ReferenceChain(hb.Brownian(), 20)"
-        )
-    if nets["forward_net"] is nets["backward_net"]:
-        raise ValueError(
-            "`forward_net` and `backward_net` are one network; pass two, each is trained for its direction"
-        )
-    like = law.sample(1, 0)
-    for name, net in nets.items():
-        if int(getattr(net, "classes", 0) or 0):
-            raise ValueError(f"`{name}` has classes, which bridges do not know; build it without")
-        parameter = check_network(net, settings, workers, f"`{name}`")
-        for what in ("dtype", "device"):
-            if getattr(parameter, what) != getattr(like, what):
-                raise ValueError(
-                    f"`{name}` has {what} {getattr(parameter, what)} and `start` gives states of {getattr(like, what)}; convert "
-                    "one (an hb.reference law gives float64: net.double(), or Examples of its samples)"
-                )
-        with training_mode(net, parameter.device), torch.no_grad():
-            out = uncompiled(net).eval()(like, label(reference, 0, like, uncompiled(net)))
-        check_output(out, like, reference.times[0], f" (from `{name}`)")
-    if settings.class_dropout:
-        raise ValueError(
-            f"class_dropout = {settings.class_dropout}, but a bridge's networks have no classes; leave it out"
-        )
-    if first is not None and first.process != reference.process:
-        raise ValueError(f"`first` belongs to {first.process!r}, but the reference is {reference.process!r}")

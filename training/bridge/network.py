@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 
 import torch
@@ -11,16 +12,14 @@ from halfbridge.nets import MLP, UNet
 from halfbridge.nets.conditioned import SharedLabels
 from halfbridge.nets.labels import network_labels
 from halfbridge.solvers.field import check_output
+from halfbridge.solvers.nearest import nearest
 from halfbridge.training.bridge.covariances import Covariance, Diagonal
 from halfbridge.training.bridge.direction import Direction
 from halfbridge.training.bridge.reference import ReferenceChain
 from halfbridge.training.bridge.targets import TARGETS
 from halfbridge.training.bridge.transitions import Sum, Transitions
 
-__all__ = ["RESIDUAL", "NetworkTransitions", "VarianceHead", "interval_labels", "label", "shares_labels"]
-
-RESIDUAL = ("mean", "increment")
-"""The targets that are means, of which a network gives the part x + gamma net; the others are learned as they are."""
+__all__ = ["NetworkTransitions", "VarianceHead", "interval_labels", "label", "shares_labels", "told"]
 
 
 def shares_labels(net: torch.nn.Module) -> bool:
@@ -36,6 +35,11 @@ def label(reference: ReferenceChain, k: int, x: Tensor, net: torch.nn.Module) ->
     return network_labels(float, reference.times[k], x)
 
 
+def told(t: Tensor | SharedLabels) -> Tensor:
+    """A label of the batch, to name in a message: 0-dim."""
+    return t.values[0] if isinstance(t, SharedLabels) else t[0]
+
+
 def interval_labels(reference: ReferenceChain, direction: Direction, like: Tensor) -> Tensor:
     """(N,): what networks of that direction are told of the state that they leave across each interval, as `label` has it."""
     first = min(direction.leaves(reference.steps))
@@ -46,8 +50,9 @@ def interval_labels(reference: ReferenceChain, direction: Direction, like: Tenso
 class VarianceHead(torch.nn.Module):
     """log r(x, t) of a kernel's variances 2 gamma r: like x for the form "diagonal", (batch, 1, ..., 1) for "scalar".
 
-    net: called as the mean's network, with the same label. The output is the logarithm, of which "scalar" takes the mean over
-    elements: r is positive, and 1 (the variances of the reference) where an untrained net returns zero.
+    net: called as the mean's network, with the same label. log r is what it returns less what it returned as it was given,
+    which a frozen copy, evaluated too, knows; "scalar" takes the mean over elements. So r is positive, and begins at 1, the
+    variances of the reference, from any network, trained ones too.
     """
 
     def __init__(self, net: torch.nn.Module, form: str) -> None:
@@ -55,9 +60,20 @@ class VarianceHead(torch.nn.Module):
         if form not in ("scalar", "diagonal"):
             raise ValueError(f"`form` = {form!r} of a variance that a network gives must be 'scalar' or 'diagonal'")
         self.net, self.form = net, form
+        self.given = copy.deepcopy(net).eval().requires_grad_(False)
+
+    def train(self, mode: bool = True) -> VarianceHead:
+        """As of modules; the network as it was given stays in eval mode."""
+        super().train(mode)
+        self.given.eval()
+        return self
 
     def forward(self, x: Tensor, t: Tensor | SharedLabels) -> Tensor:
         out: Tensor = self.net(x, t)
+        check_output(out, x, told(t), " (from the network of variances)")
+        with torch.no_grad():
+            given = self.given(x, t)
+        out = out - given
         return out if self.form == "diagonal" else out.flatten(1).mean(1).view(-1, *[1] * (x.ndim - 1))
 
 
@@ -66,9 +82,8 @@ class NetworkTransitions(Transitions):
 
     net         b(x, t) -> like x, t (batch,); put it in eval mode
     target      what it was regressed onto, a name of `TARGETS`, which says what it stands for:
-                  "mean", "increment"   the mean in residual form, M_k(x) = x + gamma b
-                  "drift"               the drift, M_k(x) = x + gamma b: the same kernel, another loss
-                  "score"               grad log p_k, M_k(x) = 2 x - M'(x) + 2 gamma b with M' the mean of `teacher` at x
+                  "mean", "drift", "increment"  the mean in residual form, M_k(x) = x + gamma b
+                  "score"                       grad log p_k, M_k(x) = 2 x - M'(x) + 2 gamma b, M' the mean of `teacher` at x
                 gamma the step's size, so that b is of the size of a drift, whatever the number of steps
     teacher     the kernels that it was fitted against, for "score" alone: these are evaluated too, and with them those of all
                 half-bridges before
@@ -89,7 +104,7 @@ class NetworkTransitions(Transitions):
     ) -> None:
         super().__init__(reference, direction)
         if target not in TARGETS:
-            raise ValueError(f"`target` = {target!r} is not one of {', '.join(map(repr, TARGETS))}")
+            raise ValueError(f"`target` = {target!r} is no target of a half-bridge; {nearest(target, TARGETS)}")
         if TARGETS[target].teacher_stays and teacher is None:
             raise ValueError(f"`target` = {target!r} makes the mean from the teacher's; pass teacher=")
         if isinstance(spread, Sequence) and len(spread) != reference.steps:
@@ -101,15 +116,28 @@ class NetworkTransitions(Transitions):
         gamma = self.gamma(k)
         b = self.net(x, label(self.reference, k, x, self.net))
         check_output(b, x, self.reference.times[k], f" (from the {self.direction.value} network)")
-        if self.target in RESIDUAL:
+        if self.teacher is None:
             return Sum([x, b], [1.0, gamma])
-        before = None if self.teacher is None else self.teacher.terms(self.direction.arrives(k), x)
-        return TARGETS[self.target].mean(x, b, before, gamma)
+        return TARGETS[self.target].mean(x, b, self.teacher.terms(self.direction.arrives(k), x), gamma)
+
+    def to(self, device: torch.device | str) -> None:
+        """Move the networks, and those of the teacher where its means are called, in place."""
+        self.net.to(device)
+        if isinstance(self.spread, VarianceHead):
+            self.spread.to(device)
+        if isinstance(self.teacher, NetworkTransitions):
+            self.teacher.to(device)
 
     def covariance(self, k: int, x: Tensor) -> Covariance:
         if self.spread is None:
             return super().covariance(k, x)
         if not isinstance(self.spread, VarianceHead):
             return self.spread[self.direction.interval(k)]
-        log_r = self.spread(x, label(self.reference, k, x, self.spread.net))
-        return Diagonal(2.0 * self.gamma(k) * log_r.exp())
+        r = self.spread(x, label(self.reference, k, x, self.spread.net)).exp()
+        try:
+            return Diagonal(2.0 * self.gamma(k) * r)
+        except ValueError as error:
+            raise FloatingPointError(
+                f"the {self.direction.value} network's variances at t = {self.reference.times[k]:.6g} left the positive numbers: "
+                f"{error}; lower lr, or scale the data to unit size"
+            ) from error

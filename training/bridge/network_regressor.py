@@ -22,7 +22,7 @@ from halfbridge.training.bridge.matching import BridgeMatching
 from halfbridge.training.bridge.network import NetworkTransitions, VarianceHead
 from halfbridge.training.bridge.reference import ReferenceChain
 from halfbridge.training.bridge.regression import Regression, check_weighting
-from halfbridge.training.bridge.residuals import residual_covariances
+from halfbridge.training.bridge.residuals import check_paths, residual_covariances
 from halfbridge.training.bridge.targets import check_target
 from halfbridge.training.bridge.transitions import ScoreTransitions, Transitions
 from halfbridge.training.modes import training_mode, uncompiled
@@ -45,9 +45,9 @@ class NetworkRegressor:
     variance    "fixed": 2 gamma I, as in DSB, and in DSBM: both miss the coupling by O(gamma), DSBM an end too (see
                 `BridgeMatching`). "matched": the conditional covariance of each reverse kernel, around the exact conditional
                 mean, which in the form "full" cures that between Gaussians
-    form        of matched covariances: "full", a matrix each step, estimated from `covariance_paths` paths once the mean is
-                trained (small d); "diagonal", "scalar": by a network of the mean's architecture, trained beside it, see
-                `VarianceHead`
+    form        of matched covariances: "full", a matrix each step, estimated from `covariance_paths` paths, more than d, once
+                the mean is trained (small d); "diagonal", "scalar": by a network of the mean's architecture, trained beside
+                it, see `VarianceHead`. Form and covariance_paths have no part in the "fixed" variance
     weighting   of the loss, "kl" or "plain": see `Regression`
     settings    `training.Settings`; steps and schedule are those of each half-bridge
     cache_paths trajectories of a cache; refresh: steps between refreshes, default as many as see each row once
@@ -129,6 +129,11 @@ class NetworkRegressor:
                 trainer.advance()
         return self.finish(trainer)
 
+    def check(self, like: torch.Tensor) -> None:
+        """ValueError where covariance_paths are too few for the matrices of states like this one, (1, *shape)."""
+        if self.variance == "matched" and self.form == "full":
+            check_paths("covariance_paths", self.covariance_paths, like)
+
     def trains(self, half: HalfBridge) -> bool:
         """Whether the half-bridge is to be trained: all are, but for the first where a score was given for it."""
         return self.first is None or half.index > 0
@@ -147,6 +152,7 @@ class NetworkRegressor:
         if self.matching:
             coupling = self.coupling if half.index == 0 else None
             half = BridgeMatching(half.index, half.law, half.previous, coupling)
+        self.check(half.law.begin(1, self.settings.seed))
         net, head, before = self.nets[half.direction], self.heads[half.direction], half.previous
         if isinstance(before, NetworkTransitions):
             net.load_state_dict(before.net.state_dict())

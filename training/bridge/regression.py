@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 from typing import NamedTuple
 
 import torch
@@ -10,7 +9,9 @@ from torch import Tensor
 
 from halfbridge.nets.adapter import Network
 from halfbridge.nets.conditioned import SharedLabels
-from halfbridge.training.bridge.network import RESIDUAL, VarianceHead
+from halfbridge.solvers.field import check_output
+from halfbridge.solvers.nearest import nearest
+from halfbridge.training.bridge.network import VarianceHead, told
 
 __all__ = ["WEIGHTINGS", "Batch", "Regression", "check_weighting"]
 
@@ -34,14 +35,16 @@ class Batch(NamedTuple):
 
 
 class Regression(torch.nn.Module):
-    """w |learned - value|^2 for each row, the mean over elements; with a variance head, plus that of its own regression.
+    """w |b - wanted|^2 for each row, the mean over elements; with a variance head, plus that of its own regression.
 
-    learned     here + gamma b for the targets "mean" and "increment", b for "drift" and "score": see `NetworkTransitions`
-    weighting   "kl": w = c^2/(2 gamma), c the coefficient of `learned` in the kernel's mean, 1, gamma or 2 gamma. This is the
+    wanted      (value - here)/gamma for the targets "mean" and "increment", whose kernels have the mean here + gamma b;
+                the value itself for "drift" and "score": see `NetworkTransitions`
+    weighting   "kl": w = c^2/(2 gamma), c the coefficient of b in the kernel's mean, gamma, or 2 gamma for "score". This is the
                 squared error of the mean in units of the kernel's variance: half of it, summed over elements and steps, is the
-                KL between chains up to a constant, whatever the target, and a step's noise alone makes it 1.
-                "plain": w = 1, the squared error of the target itself, as De Bortoli et al. 2021 write eqs 12 and 13. The same
-                where all step sizes are equal, up to a factor
+                KL between chains up to a constant, whatever the target, and a step's noise alone makes it 1. "mean" and
+                "drift" are one loss then, but for rounding.
+                "plain": the squared error of the target itself, as De Bortoli et al. 2021 write eqs 12 and 13: w = gamma^2 for
+                "mean" and "increment", 1 for "drift" and "score". The same where all step sizes are equal, up to a factor
     head        log r at `here` by (log r + q/r)/2, q = (value - M(here))^2/(2 gamma) + known, M detached. Its minimiser is
                 E[q | here], that of the squared error in NPR-DPM (Bao et al. 2022b), for any M: the best variance for the mean
                 as it is. But it weighs errors as KL between kernels does, relative to r, so that small ones are learned too
@@ -57,25 +60,27 @@ class Regression(torch.nn.Module):
         here, value = batch.here, batch.value
         gamma = batch.gamma.to(here).view(-1, *[1] * (here.ndim - 1))
         b = net(here, batch.label)
-        learned = here + gamma * b if self.target in RESIDUAL else b
-        loss: Tensor = (learned - value).square().flatten(1).mean(1)
-        if self.weighting == "kl":
-            loss = self._weight(batch.gamma).to(here) * loss
+        check_output(b, here, told(batch.label))
+        error = b - ((value - here) / gamma if self._is_mean else value)
+        loss: Tensor = self._weight(batch.gamma).to(here) * error.square().flatten(1).mean(1)
         if self.head is None:
             return loss
-        ratio = (value - learned.detach()).square() / (2.0 * gamma) + batch.known.to(here).view_as(gamma)
+        ratio = gamma / 2.0 * error.detach().square() + batch.known.to(here).view_as(gamma)
         log_r = self.head(here, batch.label)
         likely: Tensor = log_r + ratio * (-log_r).exp()
         return loss + 0.5 * likely.flatten(1).mean(1)
 
     def _weight(self, gamma: Tensor) -> Tensor:
-        c = {"drift": gamma, "score": 2.0 * gamma}.get(self.target, torch.ones_like(gamma))
-        return c.square() / (2.0 * gamma)
+        if self.weighting == "plain":
+            return gamma.square() if self._is_mean else torch.ones_like(gamma)
+        return 2.0 * gamma if self.target == "score" else gamma / 2.0
+
+    @property
+    def _is_mean(self) -> bool:
+        return self.target in ("mean", "increment")
 
 
 def check_weighting(name: str) -> None:
     """ValueError for a weighting that is none of WEIGHTINGS."""
     if name not in WEIGHTINGS:
-        near = difflib.get_close_matches(str(name), WEIGHTINGS, n=1)
-        hint = f"did you mean {near[0]!r}?" if near else "'kl' is relative to the kernel's variance, 'plain' is not"
-        raise ValueError(f"`weighting` = {name!r} is not one of {', '.join(map(repr, WEIGHTINGS))}; {hint}")
+        raise ValueError(f"`weighting` = {name!r} is no weighting of a loss; {nearest(name, WEIGHTINGS)}")

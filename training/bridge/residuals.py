@@ -12,7 +12,7 @@ from halfbridge.training.bridge.targets import variance_ratio
 from halfbridge.training.bridge.transitions import Transitions
 from halfbridge.training.workers import ALONE, Workers, finite_in_all
 
-__all__ = ["residual_covariances"]
+__all__ = ["check_paths", "residual_covariances"]
 
 
 def residual_covariances(
@@ -33,14 +33,16 @@ def residual_covariances(
     that depends on the state is a regression of `variance_ratio` on `here`.
     Relative standard error sqrt(2/n) of each variance, 1/sqrt(d) of that for a scalar where elements are independent.
     workers: each takes a share of the paths, where they can be divided; the sums are those of one process, to rounding.
-    ValueError for means of the other direction, an unknown form and n < 1; FloatingPointError, in all processes, for paths that
-    are not finite.
+    ValueError for means of the other direction, an unknown form, n < 1, and for n <= d paths with "full". FloatingPointError, in
+    all processes, for paths that are not finite, and where an estimate is not positive definite all the same.
     """
     check_form(form)
     whole_number("n", n)
     whole_number("chunk", chunk)
     if means.direction is not half.direction:
         raise ValueError(f"`means` are of the {means.direction.value} direction; fit {half.direction.value} ones")
+    if form == "full":
+        check_paths("n", n, half.law.begin(1, seed))
 
     def sums(start: int, stop: int) -> Tensor:
         return _sums(half, means, form, seed, range(first + start, first + stop, chunk), first + stop)
@@ -51,10 +53,7 @@ def residual_covariances(
         start, stop = (n * i // workers.count for i in (workers.index, workers.index + 1))
         total = finite_in_all(workers, lambda: sums(start, stop), lambda: sums(0, n))
         workers.add(total)
-    covariances = list(total / n)
-    if form == "full":
-        return [Full(c) for c in covariances]
-    return [Diagonal(c) if form == "diagonal" else Isotropic(float(c.mean())) for c in covariances]
+    return [_estimated(form, c, f"step {j} ({half.direction.value})", n) for j, c in enumerate(total / n)]
 
 
 def _sums(half: HalfBridge, means: Transitions, form: str, seed: int, starts: range, stop: int) -> Tensor:
@@ -73,3 +72,22 @@ def _sums(half: HalfBridge, means: Transitions, form: str, seed: int, starts: ra
                 total = 2 * pair.gamma * variance_ratio(pair.there, mean, pair.gamma).double().sum(0)
             sums[half.direction.interval(pair.k)] += total
     return sums
+
+
+def check_paths(name: str, n: int, like: Tensor) -> None:
+    """ValueError for too few paths for the matrices of states like this one, (1, *shape)."""
+    d = like.numel()
+    if n <= d:
+        raise ValueError(
+            f"`{name}` = {n} paths do not determine a covariance in {d} dimensions; pass more than {d}, better 10 times as "
+            "many, or form='diagonal'"
+        )
+
+
+def _estimated(form: str, c: Tensor, where: str, n: int) -> Covariance:
+    try:
+        return Full(c) if form == "full" else Diagonal(c) if form == "diagonal" else Isotropic(float(c.mean()))
+    except ValueError as error:
+        raise FloatingPointError(
+            f"the covariance of {where}, estimated from {n} paths, is none: {error}; take more paths, or another form"
+        ) from error

@@ -8,18 +8,21 @@ its own label, that of `there`, at both points: F_k(X_k) and F_k(X_{k+1}), B_{k+
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Callable
 from typing import NamedTuple
 
 from torch import Tensor
 
+from halfbridge.solvers.nearest import nearest
 from halfbridge.training.bridge.transitions import Sum
 
 __all__ = [
     "TARGETS", "Pair", "Target", "check_target", "drift_matching", "increment", "mean_matching", "score_matching",
     "variance_ratio",
 ]  # fmt: skip
+
+
+VARIANCES = ("fixed", "matched")
 
 
 class Pair(NamedTuple):
@@ -126,19 +129,17 @@ TARGETS: dict[str, Target] = {
         teacher_stays=False,
     ),
 }
-"""By name. "mean", "drift" and "score" have one minimiser, for kernels of the variance 2 gamma. "increment" is the exact
-conditional mean, which "matched" kernels take (with "fixed" ones it keeps the means of the end laws exact, and the coupling is
-far off)."""
+"""By name. "mean", "drift" and "score" have one minimiser, for kernels of the variance 2 gamma; "mean" and "drift" are one loss
+even where networks are trained with the weighting "kl" (see `Regression`). "increment" is the exact conditional mean, which
+"matched" kernels take (with "fixed" ones it keeps the means of the end laws exact, and the coupling is far off)."""
 
 
 def check_target(name: str, variance: str) -> Target:
     """The target of that name; ValueError for another name, and for one that kernels of `variance` cannot take."""
     if name not in TARGETS:
-        near = difflib.get_close_matches(str(name), TARGETS, n=1)
-        hint = f"did you mean {near[0]!r}?" if near else "pass one of them"
-        raise ValueError(f"`target` = {name!r} is not one of {', '.join(map(repr, TARGETS))}; {hint}")
-    if variance not in ("fixed", "matched"):
-        raise ValueError(f"`variance` = {variance!r} is not 'fixed' (2 gamma, as in DSB) or 'matched' (learned)")
+        raise ValueError(f"`target` = {name!r} is no target of a half-bridge; {nearest(name, TARGETS)}")
+    if variance not in VARIANCES:
+        raise ValueError(f"`variance` = {variance!r} is no variance of kernels; {nearest(variance, VARIANCES)}")
     if variance == "matched" and name != "increment":
         raise ValueError(
             f"`target` = {name!r} holds for kernels of the variance 2 gamma; with variance='matched' pass target='increment', "

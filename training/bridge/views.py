@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import bisect
 from collections.abc import Sequence
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -13,13 +14,17 @@ from halfbridge.solvers.field import Field
 from halfbridge.solvers.nearest import nearest
 from halfbridge.solvers.problems import ODE, SDE
 from halfbridge.solvers.reference.pinned import Pinned
+from halfbridge.solvers.runner import check_state
 from halfbridge.training.bridge.bridge_process import BridgeProcess
 from halfbridge.training.bridge.chains import path_index, simulate
 from halfbridge.training.bridge.direction import Direction
+from halfbridge.training.bridge.network import NetworkTransitions
 from halfbridge.training.bridge.reference import ReferenceChain
 from halfbridge.training.bridge.transitions import Sum, Transitions
 
 __all__ = ["Bridge"]
+
+Self = TypeVar("Self", bound="Bridge")
 
 
 class Bridge:
@@ -43,13 +48,22 @@ class Bridge:
         """The reference chain."""
         return self.forward.reference
 
+    def to(self: Self, device: torch.device | str) -> Self:
+        """Move the networks to a device, in place, as modules do; returns the bridge. A score that was given as `first` stays
+        where it is."""
+        for kernels in (self.forward, self.backward):
+            if isinstance(kernels, NetworkTransitions):
+                kernels.to(device)
+        return self
+
     def translate(self, x: Tensor, seed: int, *, to: str = "end", first: int = 0, last_noise: bool = True) -> Tensor:
         """x (batch, *shape) carried along the chain to the other law: from 0 to T (to="end"), or from T to 0 (to="start").
 
         seed, first: row i takes the noise of path first + i, another to="start" than to="end": a round trip may be made with one
         seed. last_noise: False leaves out the noise of the last step.
+        ValueError for x that is not finite, or of another dtype or device than the networks; TypeError where it is no tensor.
         """
-        kernels = self._kernels(to)
+        kernels = self._kernels(to, x)
         return simulate(kernels, x, seed, first, kernels.direction.parity, last_noise=last_noise)
 
     def trajectories(
@@ -68,7 +82,7 @@ class Bridge:
         A state between two of the chain's is drawn from the reference held at both, which is the bridge's own law there, given
         the one drawn before it in the same interval. ValueError for bad times.
         """
-        kernels = self._kernels(to)
+        kernels = self._kernels(to, x)
         parity = kernels.direction.parity
         nodes = simulate(kernels, x, seed, first, parity, keep=True, last_noise=last_noise)
         if times is None:
@@ -171,10 +185,22 @@ class Bridge:
 
         return Field(process, score, "score")
 
-    def _kernels(self, to: str) -> Transitions:
+    def _kernels(self, to: str, x: Tensor) -> Transitions:
+        """Those that lead there, for states that they can take."""
         if to not in ("start", "end"):
             raise ValueError(f"`to` = {to!r} is no end of a bridge; {nearest(to, ('end', 'start'))}")
-        return self.forward if to == "end" else self.backward
+        check_state(x)
+        bad = int((~torch.isfinite(x)).sum())
+        if bad:
+            raise ValueError(f"x must be finite, but {bad} of its {x.numel()} entries are NaN or infinite")
+        kernels = self.forward if to == "end" else self.backward
+        weight = next(kernels.net.parameters(), None) if isinstance(kernels, NetworkTransitions) else None
+        if weight is not None and (weight.dtype, weight.device) != (x.dtype, x.device):
+            raise ValueError(
+                f"x is {x.dtype} on {x.device}, but the {kernels.direction.value} network {weight.dtype} on {weight.device}; "
+                "convert x, or move the bridge: bridge.to(x.device)"
+            )
+        return kernels
 
     def _drift(self, t: float, x: Tensor, ways: list[Direction]) -> list[Tensor]:
         t, process = self._pinned.time(t), self.reference.process
