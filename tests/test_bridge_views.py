@@ -2,11 +2,12 @@
 
 import functools
 import math
+import warnings
 
 import numpy as np
 import pytest
 import torch
-from bridge_nets import F64, NEAR0, NEAR1, ONE, exact_iterate
+from bridge_nets import F64, NEAR0, NEAR1, ONE, exact_iterate, nets
 
 import halfbridge as hb
 from halfbridge.training.bridge import (
@@ -18,6 +19,7 @@ from halfbridge.training.bridge import (
     simulate,
 )
 from halfbridge.training.bridge.bridge_process import BridgeProcess
+from halfbridge.training.bridge.network import NetworkTransitions, VarianceHead
 
 CLOSED = hb.reference.GaussianBridge(NEAR0, NEAR1, ONE)
 
@@ -265,3 +267,48 @@ def test_bad_input_is_named():
     with pytest.raises(ValueError, match="pass prior= the law at 0"):
         hb.sample(made.forward_field(), hb.Ancestral(), grid=[1.0, 0.0], shape=(2, 2), seed=0)
     assert made.forward_drift(0.3, torch.zeros(1, 2, dtype=F64)).shape == (1, 2)
+
+
+def trained():
+    """A bridge of networks, with those of the teacher and of variances."""
+    chain = ReferenceChain(ONE, 3)
+    inner = NetworkTransitions(chain, Direction.BACKWARD, nets()[0], "increment")
+    forward = NetworkTransitions(chain, Direction.FORWARD, nets()[1], "score", teacher=inner)
+    head = VarianceHead(nets()[0], "diagonal")
+    return Bridge(forward, NetworkTransitions(chain, Direction.BACKWARD, nets()[0], "increment", spread=head))
+
+
+def test_a_bridge_is_moved_with_all_its_networks():
+    made = trained()
+    assert made.to("meta") is made
+    for part in (made.forward.net, made.forward.teacher.net, made.backward.net, made.backward.spread):
+        assert {p.device.type for p in part.parameters()} == {"meta"}
+    exact = bridge(2, 2)
+    assert exact.to("cpu") is exact
+
+
+@pytest.mark.parametrize(
+    ("x", "error", "message"),
+    [
+        (torch.zeros(2, 2, dtype=F64), ValueError, "x is torch.float64 on cpu, but the forward network torch.float32 on cpu; convert x"),
+        (np.zeros((2, 2)), TypeError, "x must be a tensor of shape .* got ndarray"),
+        (torch.tensor([[1.0, math.nan]]), ValueError, "x must be finite, but 1 of its 2 entries"),
+        (torch.zeros(2, 2, dtype=torch.int64), ValueError, "floating point"),
+    ],
+)  # fmt: skip
+def test_states_that_the_networks_cannot_take_are_named(x, error, message):
+    for carry in (trained().translate, trained().trajectories):
+        with pytest.raises(error, match=message):
+            carry(x, 0)
+
+
+def test_times_may_be_tensors_in_float64_alone():
+    made, x = bridge(2, 2), NEAR0.sample(2, 0)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        found = made.trajectories(x, 0, times=torch.linspace(0.0, 1.0, 3, dtype=F64))
+    assert torch.equal(found, made.trajectories(x, 0))
+    with pytest.raises(
+        ValueError, match=r"`times` has dtype float32, in which 0.1 is 0.100000001; make them in float64"
+    ):
+        made.trajectories(x, 0, times=torch.linspace(0.0, 1.0, 3))

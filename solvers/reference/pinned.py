@@ -79,8 +79,8 @@ class Pinned:
         array = np.array(times.detach().cpu().numpy() if isinstance(times, Tensor) else times)
         if array.dtype in (np.float32, np.float16):
             raise ValueError(
-                f"`times` has dtype {array.dtype}, in which 0.1 is {float(array.dtype.type(0.1)):.9g}; make them in float64, such as "
-                "torch.linspace(0.0, T, 21, dtype=torch.float64)"
+                f"`times` has dtype {array.dtype}, in which 0.1 is {float(array.dtype.type(0.1)):.9g}; make them in float64, "
+                "such as torch.linspace(0.0, T, 21, dtype=torch.float64)"
             )
         if array.ndim != 1 or not array.size or array.dtype.kind not in "fiu":
             raise ValueError(

@@ -13,7 +13,8 @@ half_trainer, network_regressor   one half-bridge's training; the regressor that
 matching, couplings       bridge matching: the reference held at both ends; couplings of them
 run, monitors, fit        `fit_bridge`: a run (its loop in bridge_loop), what is measured of it, its folder
                           (bridge_folder) and pictures (bridge_plots); bridge_saved: a bridge read back
-views                     a bridge in use: translations, trajectories, drifts, flows
+                          arguments: checks of what it is called with
+views, bridge_process     a bridge in use: translations, trajectories, drifts, flows; as fields for every solver
 
 One index rules: a step, its kernel and its network label are called by the k of the state x_k that the step leaves, in both
 directions, in simulation and in training. Whatever fits kernels is a `Regressor`: fit(half_bridge) -> Transitions. Between
@@ -28,12 +29,12 @@ from halfbridge.training.bridge import gammas
 from halfbridge.training.bridge.affine import AffineTransitions, affine_of, gaussian_chain
 from halfbridge.training.bridge.affine_regressor import AffineRegressor
 from halfbridge.training.bridge.bridge_saved import load_bridge
-from halfbridge.training.bridge.chains import PathLaw, Step, path_index, simulate, walk
+from halfbridge.training.bridge.chains import PathLaw, path_index, simulate, walk
 from halfbridge.training.bridge.couplings import Coupling
 from halfbridge.training.bridge.covariances import Covariance, Diagonal, Full, Isotropic
 from halfbridge.training.bridge.direction import Direction
 from halfbridge.training.bridge.ends import End, Examples, Normal
-from halfbridge.training.bridge.estimates import Estimate, path_energy, path_kl
+from halfbridge.training.bridge.estimates import path_energy, path_kl
 from halfbridge.training.bridge.fit import BridgeFit, BridgeState, fit_bridge
 from halfbridge.training.bridge.half_bridge import HalfBridge, Regressor
 from halfbridge.training.bridge.ipf import Iterate, ipf, reference_iterate
@@ -43,25 +44,16 @@ from halfbridge.training.bridge.network import NetworkTransitions, VarianceHead
 from halfbridge.training.bridge.network_regressor import NetworkRegressor
 from halfbridge.training.bridge.reference import ReferenceChain
 from halfbridge.training.bridge.residuals import residual_covariances
-from halfbridge.training.bridge.targets import (
-    TARGETS,
-    Pair,
-    Target,
-    drift_matching,
-    increment,
-    mean_matching,
-    score_matching,
-    variance_ratio,
-)
-from halfbridge.training.bridge.transitions import Drawn, ReferenceTransitions, ScoreTransitions, Sum, Transitions
+from halfbridge.training.bridge.targets import TARGETS, Pair, Target, variance_ratio
+from halfbridge.training.bridge.transitions import ReferenceTransitions, ScoreTransitions, Sum, Transitions
 from halfbridge.training.bridge.views import Bridge
 
 __all__ = [
     "TARGETS", "AffineRegressor", "AffineTransitions", "Bridge", "BridgeFit", "BridgeMatching", "BridgeState",
-    "Coupling", "Covariance", "Diagonal", "Direction", "Drawn", "End", "Estimate", "Examples", "Full", "HalfBridge",
+    "Coupling", "Covariance", "Diagonal", "Direction", "End", "Examples", "Full", "HalfBridge",
     "Isotropic", "Iterate", "Monitor", "NetworkRegressor", "NetworkTransitions", "Normal", "Pair", "PathLaw",
-    "ReferenceChain", "ReferenceTransitions", "Regressor", "ScoreTransitions", "Step", "StopRule", "Sum", "Target",
-    "Transitions", "VarianceHead", "affine_of", "drift_matching", "fit_bridge", "gammas", "gaussian_chain",
-    "increment", "ipf", "load_bridge", "mean_matching", "path_energy", "path_index", "path_kl", "reference_iterate",
-    "residual_covariances", "score_matching", "simulate", "variance_ratio", "walk",
+    "ReferenceChain", "ReferenceTransitions", "Regressor", "ScoreTransitions", "StopRule", "Sum", "Target",
+    "Transitions", "VarianceHead", "affine_of", "fit_bridge", "gammas", "gaussian_chain",
+    "ipf", "load_bridge", "path_energy", "path_index", "path_kl", "reference_iterate",
+    "residual_covariances", "simulate", "variance_ratio", "walk",
 ]  # fmt: skip
