@@ -9,6 +9,7 @@ import torch
 from bridge_nets import F64, NEAR0, NEAR1, ONE, awake, exact_iterate, nets
 
 import halfbridge as hb
+from halfbridge.solvers.field import FieldOutputError
 from halfbridge.training.bridge import Direction, Full, HalfBridge, PathLaw, ReferenceChain, gaussian_chain, simulate
 from halfbridge.training.bridge.cache import TrajectoryCache
 from halfbridge.training.bridge.covariances import Isotropic
@@ -199,6 +200,13 @@ def test_the_head_begins_at_the_references_variances_whatever_the_network(form):
     head.net.load_state_dict(awake(nets(dtype=F64)[1], seed=5).state_dict())
     wanted = head.net(x, t) - trained(x, t)
     torch.testing.assert_close(head(x, t), wanted if form == "diagonal" else wanted.mean(1, keepdim=True))
+    with pytest.raises(FieldOutputError, match=r"shape \(5, 1\) for .* \(from the network of variances\)"):
+        VarianceHead(Column(), form)(x, t)
+
+
+class Column(torch.nn.Module):
+    def forward(self, x, t):
+        return x[:, :1]
 
 
 @pytest.mark.parametrize("weighting", ["kl", "plain"])
