@@ -76,7 +76,7 @@ def few_samples(
     """A row a method and a block of columns for each number of steps."""
     n = len(real)
     rows = [torch.cat([real] * len(budgets))] + [torch.cat([found[name, b][:n] for b in budgets]) for name in METHODS]
-    figure, ax = sheet(torch.stack(rows), n, left=1.2, head=0.35)
+    figure, ax = sheet(torch.stack(rows), n, left=1.4, head=0.35)
     for b, budget in enumerate(budgets):
         heading(ax, b * (n * TILE + TILE // 2), f"{budget} steps")
     _names(ax, ["held out", *METHODS])

@@ -102,7 +102,7 @@ def _hundred(r: Mapping[str, Any]) -> list[str]:
         f"{wide['floors']['end_energy_distance']:.4f} and {narrow['floors']['end_energy_distance']:.4f} of each other. KL "
         "is in nats, between paths, of the backward and the forward model.",
         "",
-        *(_change(run, s["iterations"]) for run in (wide, narrow)),
+        *(f"- {_change(run, s['iterations'])}" for run in (wide, narrow)),
         "",
     ]
     return lines
