@@ -60,7 +60,7 @@ FULL = Settings(
         hidden=32, examples=1_000_000, covariance_paths=65536,
     ),
     mixtures=Training(
-        chain=16, iterations=5, steps=500, batch_size=512, lr=4e-3, schedule="cosine", ema_decay=0.98, cache_paths=4096,
+        chain=10, iterations=3, steps=800, batch_size=1024, lr=4e-3, schedule="cosine", ema_decay=0.99, cache_paths=8192,
         hidden=32, examples=200_000,
     ),
 )  # fmt: skip
