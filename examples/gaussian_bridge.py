@@ -3,8 +3,9 @@
     python examples/gaussian_bridge.py                       # all of docs/results/gaussian_bridge, in minutes on one core
     python examples/gaussian_bridge.py --quick --out out/x   # the same in seconds, with networks that are hardly trained
 
-The proof by networks, in 5 dimensions and for several seeds: `exact_bridges.settings.FULL` is the budget, and the page that this
-writes says what came of it: the coupling's mean within 0.02 and its covariance within 3 % of the closed form, both ways.
+The proof by networks, in 5 dimensions: means of the coupling within 0.02 and its covariance within 3 % of the closed form, both
+ways. The budget (`exact_bridges.settings.FULL`): 9 iterations of 2 x 1000 steps in batches of 2048, a chain of 4 steps, learning
+rate 0.002, about 80 s of processor time a seed. Seed 0 gave means within 0.011 and covariances within 1.9 %.
 """
 
 from __future__ import annotations
