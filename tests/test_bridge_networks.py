@@ -9,6 +9,7 @@ import torch
 from bridge_nets import F64, NEAR0, NEAR1, ONE, awake, exact_iterate, nets
 
 import halfbridge as hb
+from halfbridge.nets import MLP
 from halfbridge.solvers.field import FieldOutputError
 from halfbridge.training.bridge import Direction, Full, HalfBridge, PathLaw, ReferenceChain, gaussian_chain, simulate
 from halfbridge.training.bridge.cache import TrajectoryCache
@@ -334,6 +335,48 @@ def test_training_sees_each_row_once_a_pass_and_paths_anew_each_refresh(monkeypa
             )
         )
         assert not torch.equal(torch.cat(seen[6:9]), passes[0])
+
+
+@pytest.mark.parametrize("form", ["scalar", "diagonal"])
+def test_variances_learned_on_rows_seen_many_times_are_brought_to_those_of_fresh_paths(form):
+    """40 paths, kept for 150 steps: the mean knows them by heart, and what the head learns is half of the variance at most. On 4000 fresh
+    paths the kernels' variances are in the mean, interval by interval, what the means leave, within 5 of two estimates' standard
+    errors sqrt(2/(2 n)). Where no row is seen twice nothing is done."""
+    n = 4000
+    settings = hb.training.Settings(steps=150, batch_size=64, lr=1e-2, ema_decay=0.9)
+    torch.manual_seed(0)
+    regressor = NetworkRegressor(*[MLP(2, hidden=64, depth=2).double() for _ in range(2)], variance="matched", form=form,
+                                 cache_paths=40, refresh=150, covariance_paths=n, settings=settings)  # fmt: skip
+    half = HalfBridge(0, PathLaw(NEAR0, half_reference()))
+    made = regressor.fit(half)
+    fresh = residual_covariances(half, made, "scalar", n, 5)
+    states = half.states(n, 6)
+    for j, left in enumerate(fresh):
+        said = float(made.covariance(j + 1, states[j + 1]).diagonal(states[0]).mean())
+        assert said / left.variance == pytest.approx(1.0, abs=5 * (2 / n) ** 0.5 + 0.02)
+        assert made.factors[j] > 2
+    once = NetworkRegressor(*nets(dtype=F64), variance="matched", cache_paths=8, settings=settings.replace(steps=2, batch_size=8))
+    assert once.fit(half).factors is None
+
+
+@pytest.mark.parametrize(("options", "most"), [({"chunk": 5}, 5), ({"accumulate": 2}, 16)])
+def test_no_more_paths_are_simulated_at_once_than_chunk_says(options, most):
+    """For caches, covariances and monitors; by default 8 times the rows of a micro-batch."""
+    sizes = []
+
+    class Spy(MLP):
+        def forward(self, x, t):
+            if not torch.is_grad_enabled():
+                sizes.append(len(x))
+            return super().forward(x, t)
+
+    both = [Spy(2, hidden=8, depth=1).double() for _ in range(2)]
+    for method, form in (("dsb", "full"), ("dsbm", "diagonal")):
+        hb.training.bridge.fit_bridge(*both, NEAR0, NEAR1, CHAIN, method=method, variance="matched", form=form, iterations=1, steps=2,
+                                      refresh=50, batch_size=4, cache_paths=33, covariance_paths=34, monitor_paths=35, **options)  # fmt: skip
+    assert max(sizes) == most
+    with pytest.raises(ValueError, match="`chunk` = 0"):
+        NetworkRegressor(*both, chunk=0)
 
 
 @pytest.mark.parametrize(

@@ -67,6 +67,13 @@ def test_passes_and_seeds_have_orders_of_their_own():
         assert not torch.equal(a, b)
 
 
+def test_a_sequence_may_begin_with_any_pass():
+    whole = torch.cat([shuffled(7, 3, step, 7) for step in range(9)])
+    for first in (0, 1, 5):
+        parts = torch.cat([shuffled(7, 3, step, 4, first) for step in range(5)])
+        assert torch.equal(parts, whole[7 * first : 7 * first + 20])
+
+
 def test_a_permutation_sorts_the_documented_words_of_philox():
     """300001 rows: of so many, ten pairs share their first word, so that the second decides."""
     n, seed, step = 300001, 2**40 + 3, 2**32 + 5
@@ -121,6 +128,7 @@ def test_a_larger_pick_adds_to_a_smaller_one():
         (lambda: shuffled(5, 0, 0, 0), "`batch` = 0"),
         (lambda: shuffled(5, 0, -1, 2), "`step` = -1"),
         (lambda: shuffled(5, -1, 0, 2), "`seed` = -1"),
+        (lambda: shuffled(5, 0, 0, 2, -1), "`first` = -1"),
         (lambda: shuffled(1, 0, 2**62, 8), "beyond the last pass"),
         (lambda: order.split(1, 0.5, 0), "n = 1 rows cannot be split"),
         (lambda: order.split(5, 1.0, 0), r"fraction = 1\.0"),

@@ -171,7 +171,7 @@ def _check_first(options: argparse.Namespace, first: Saved | None, law: Dataset 
 
 def _drawable(shape: tuple[int, ...]) -> bool:
     try:
-        check_plots())
+        check_plots()
     except ImportError:
         return False
     return True

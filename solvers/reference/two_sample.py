@@ -49,7 +49,7 @@ def sliced_w2(
             f"y_sorted has shape {tuple(y_sorted.shape)}, and {projections} projections of {len(b)} rows are asked for; pass "
             "sorted_projections(y) of this y, with the same projections and seed"
         )
-    known = [_sorted(b, u) for u in pieces] if y_sorted is None else y_sorted.split([len(u) for u in pieces])
+    known = [_sorted(b, u) for u in pieces] if y_sorted is None else torch.split(y_sorted, [len(u) for u in pieces])
     square = 0.0
     for u, theirs in zip(pieces, known, strict=True):
         square += float(_squared(_sorted(a, u), theirs).sum())
@@ -70,7 +70,8 @@ def _directions(rows: torch.Tensor, projections: int, seed: int) -> torch.Tensor
 
 
 def _sorted(rows: torch.Tensor, directions: torch.Tensor) -> torch.Tensor:
-    return (directions @ rows.mT).sort(dim=1).values
+    ordered: torch.Tensor = (directions @ rows.mT).sort(dim=1).values
+    return ordered
 
 
 def _squared(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:

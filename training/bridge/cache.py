@@ -33,9 +33,7 @@ class TrajectoryCache:
     reference itself, which costs no network, each simulates all. So they hold the same bits, and those of one process but for
     the rounding of a network over batches.
 
-    where, limit, folder: as of `room.buffer`. chunk: the number of paths simulated at once, default 8192 on a GPU; on a CPU the
-    fewer the larger a state is, from 2048 to 64: a small network's activations then stay in its caches, and a large one's are
-    no more than those of a batch.
+    where, limit, folder: as of `room.buffer`. chunk: the number of paths simulated at once.
     """
 
     def __init__(
@@ -49,11 +47,10 @@ class TrajectoryCache:
         where: str = "auto",
         limit: int | None = None,
         folder: str | os.PathLike[str] | None = None,
-        chunk: int | None = None,
+        chunk: int = 2048,
         workers: Workers = ALONE,
     ) -> None:
-        self.reference, self.paths, self.target = reference, paths, TARGETS[target]
-        self.chunk = _chunk(like) if chunk is None else chunk
+        self.reference, self.paths, self.target, self.chunk = reference, paths, TARGETS[target], chunk
         self.workers = workers
         self.device = like.device
         self._pairs = matching or self.target.teacher
@@ -143,9 +140,3 @@ class TrajectoryCache:
             j = half.direction.interval(pair.k)
             held[j].copy_(pair.here)
             held[self.reference.steps + j].copy_(self.target.value(pair))
-
-
-def _chunk(like: Tensor) -> int:
-    if like.device.type != "cpu":
-        return 8192
-    return max(64, min(2048, (1 << 15) // like[0].numel()))

@@ -86,6 +86,7 @@ def fit_bridge(
     cache_limit: int | None = None,
     cache_folder: str | os.PathLike[str] | None = None,
     covariance_paths: int = 16384,
+    chunk: int | None = None,
     monitor_paths: int = 2048,
     stop: StopRule | None = None,
     settings: Settings | None = None,
@@ -112,10 +113,10 @@ def fit_bridge(
                 kernels, caches and monitors
     coupling    what "dsbm" begins from: "reference" (as DSB does), "independent" pairs of the ends, or, in minibatches of
                 coupling_size, "ot" or "sinkhorn": see `Coupling`. coupling_size has a part in the last two alone
-    target, variance, form, weighting, first, cache_paths, refresh, cache, cache_limit, cache_folder, covariance_paths
+    target, variance, form, weighting, first, cache_paths, refresh, cache, cache_limit, cache_folder, covariance_paths, chunk
                 see `NetworkRegressor`. `first` may be the folder of a run of `fit_score` too, whose averaged network it then is;
-                the folder is written down, and `load_bridge` reads it again while the iterate needs it
-                it. The targets "mean" and "drift" differ where weighting="plain" alone
+                the folder is written down, and `load_bridge` reads it again while the iterate needs it. The targets "mean" and
+                "drift" differ where weighting="plain" alone
     monitor_paths  paths that each iterate is measured on, see `Monitor`; stop: a `StopRule`
     settings, changes  `training.Settings`, whose fields are keywords here too. `steps` are the steps of each half-bridge, and the
                 learning rate's schedule begins anew with each; class_dropout and sample_* have no part here
@@ -153,10 +154,10 @@ def fit_bridge(
         forward_net, backward_net, method=method, coupling=begun, target=target, variance=variance, form=form,
         weighting=weighting, settings=settings,
         cache_paths=cache_paths, refresh=refresh, cache=cache, cache_limit=cache_limit, cache_folder=cache_folder,
-        covariance_paths=covariance_paths, first=first, workers=workers,
+        covariance_paths=covariance_paths, chunk=chunk, first=first, workers=workers,
     )  # fmt: skip
     regressor.check(laws[0].sample(1, 0))
-    monitors = Monitors(laws[0], laws[1], monitor_paths, settings.seed)
+    monitors = Monitors(laws[0], laws[1], monitor_paths, settings.seed, regressor.chunk)
     run = BridgeRun(reference_iterate(laws[0], laws[1], reference), regressor, monitors)
     folder = None
     if out is not None:

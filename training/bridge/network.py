@@ -88,6 +88,7 @@ class NetworkTransitions(Transitions):
     teacher     the kernels that it was fitted against, for "score" alone: these are evaluated too, and with them those of all
                 half-bridges before
     spread      None: the variance 2 gamma I. A covariance for each interval, or a `VarianceHead`: 2 gamma e^{log r(x, t)}
+    factors     of the head's variances, one for each interval, or None; set once they are known: see `variance_factors`
 
     Raises ValueError for an unknown target, a missing teacher and another number of covariances.
     """
@@ -110,6 +111,7 @@ class NetworkTransitions(Transitions):
         if isinstance(spread, Sequence) and len(spread) != reference.steps:
             raise ValueError(f"`spread` has {len(spread)} covariances; pass one a step, {reference.steps}")
         self.net, self.target, self.spread = net, target, spread
+        self.factors: Sequence[float] | None = None
         self.teacher = teacher if TARGETS[target].teacher_stays else None
 
     def terms(self, k: int, x: Tensor) -> Sum:
@@ -133,9 +135,10 @@ class NetworkTransitions(Transitions):
             return super().covariance(k, x)
         if not isinstance(self.spread, VarianceHead):
             return self.spread[self.direction.interval(k)]
+        factor = 1.0 if self.factors is None else self.factors[self.direction.interval(k)]
         r = self.spread(x, label(self.reference, k, x, self.spread.net)).exp()
         try:
-            return Diagonal(2.0 * self.gamma(k) * r)
+            return Diagonal(2.0 * self.gamma(k) * factor * r)
         except ValueError as error:
             raise FloatingPointError(
                 f"the {self.direction.value} network's variances at t = {self.reference.times[k]:.6g} left the positive numbers: "

@@ -22,7 +22,7 @@ from halfbridge.training.bridge.matching import BridgeMatching
 from halfbridge.training.bridge.network import NetworkTransitions, VarianceHead
 from halfbridge.training.bridge.reference import ReferenceChain
 from halfbridge.training.bridge.regression import Regression, check_weighting
-from halfbridge.training.bridge.residuals import check_paths, residual_covariances
+from halfbridge.training.bridge.residuals import check_paths, residual_covariances, variance_factors
 from halfbridge.training.bridge.targets import check_target
 from halfbridge.training.bridge.transitions import ScoreTransitions, Transitions
 from halfbridge.training.modes import training_mode, uncompiled
@@ -45,12 +45,18 @@ class NetworkRegressor:
     variance    "fixed": 2 gamma I, as in DSB, and in DSBM: both miss the coupling by O(gamma), DSBM an end too (see
                 `BridgeMatching`). "matched": the conditional covariance of each reverse kernel, around the exact conditional
                 mean, which in the form "full" cures that between Gaussians
-    form        of matched covariances: "full", a matrix each step, estimated from `covariance_paths` paths, more than d, once
+    form        of matched covariances: "full", a matrix each step, estimated from `covariance_paths` fresh paths, more than d, once
                 the mean is trained (small d); "diagonal", "scalar": by a network of the mean's architecture, trained beside
                 it, see `VarianceHead`. Form and covariance_paths have no part in the "fixed" variance
     weighting   of the loss, "kl" or "plain": see `Regression`
     settings    `training.Settings`; steps and schedule are those of each half-bridge
-    cache_paths trajectories of a cache; refresh: steps between refreshes, default as many as see each row once
+    cache_paths trajectories of a cache; refresh: steps between refreshes, default as many as see no row twice. With more, a mean
+                comes to know its rows, and a network of variances learns too small ones from what it leaves of them: these are
+                then multiplied, interval by interval, by `variance_factors` on `covariance_paths` fresh paths, which costs
+                an evaluation of the teacher and both networks on each state of these, once a half-bridge
+    chunk       paths that are simulated at once, for caches, covariances and monitors: the memory that simulation takes. Default
+                8 times the rows of a micro-batch, batch_size/accumulate, of which training keeps all that a gradient needs;
+                on a CPU at most 2048, so that small networks' activations stay in its caches
     cache, cache_limit, cache_folder  "auto", "memory" or "disk": where the cache is, see `room.buffer`
     method      "dsb": IPF on simulated pairs (De Bortoli et al. 2021). "dsbm": bridge matching, see `BridgeMatching` (Shi et al.
                 2023), with the target "increment", regressed onto its conditional means given the far end
@@ -78,6 +84,7 @@ class NetworkRegressor:
         cache_limit: int | None = None,
         cache_folder: str | os.PathLike[str] | None = None,
         covariance_paths: int = 16384,
+        chunk: int | None = None,
         method: str = "dsb",
         coupling: Coupling | None = None,
         first: Field | None = None,
@@ -111,6 +118,10 @@ class NetworkRegressor:
         self.refresh = (
             None if refresh is None else integer("refresh", refresh, 1, 1 << 62, "pass the steps between refreshes")
         )
+        rows = 8 * math.ceil(self.settings.batch_size / self.settings.accumulate)
+        if next((p.device.type for p in forward_net.parameters()), "cpu") == "cpu":
+            rows = min(rows, 2048)
+        self.chunk = integer("chunk", rows if chunk is None else chunk, 1, 1 << 31, "pass the paths to simulate at once")
         self._where, self._limit, self._folder = cache, cache_limit, cache_folder
         self._given = {Direction.FORWARD: forward_net, Direction.BACKWARD: backward_net}
         self.nets = {way: uncompiled(net) for way, net in self._given.items()}
@@ -159,7 +170,7 @@ class NetworkRegressor:
             if head is not None and isinstance(before.spread, VarianceHead):
                 head.load_state_dict(before.spread.state_dict())
         cache = self._cache_of(half)
-        once = max(1, math.ceil(len(cache) / self.settings.batch_size))
+        once = max(1, len(cache) // self.settings.batch_size)
         return HalfBridgeTrainer(
             half,
             self._given[half.direction],
@@ -179,15 +190,20 @@ class NetworkRegressor:
         )
         if self.variance == "matched" and self.form == "full":
             fitted.spread = self._residual(half, fitted, "full")
+        elif regression.head is not None and trainer.refresh * self.settings.batch_size > len(trainer.cache):
+            seed = self.settings.seed
+            fitted.factors = variance_factors(half, fitted, self.covariance_paths, seed, RESIDUALS, self.chunk)
         return fitted
 
     def state(self, transitions: Transitions) -> dict[str, Any]:
-        """Tensors from which `restore` makes these kernels again: {"net", "head", "covariances"}, each None where absent."""
+        """Tensors from which `restore` makes these kernels again: {"net", "head", "covariances", "factors"}, None where absent."""
         net = transitions.net.state_dict() if isinstance(transitions, NetworkTransitions) else None
         spread = getattr(transitions, "spread", getattr(transitions, "covariances", None))
         head = spread.state_dict() if isinstance(spread, VarianceHead) else None
         given = None if head is not None or spread is None else pack(spread)
-        return {"net": net, "head": head, "covariances": given}
+        factors = getattr(transitions, "factors", None)
+        scaled = None if factors is None else torch.tensor(factors, dtype=torch.float64, device="cpu")
+        return {"net": net, "head": head, "covariances": given, "factors": scaled}
 
     def restore(
         self, reference: ReferenceChain, direction: Direction, teacher: Transitions, state: dict[str, Any]
@@ -201,11 +217,13 @@ class NetworkRegressor:
         own = self.heads[direction]
         spread = covariances if own is None else _filled(own, state["head"])
         net = _filled(self.nets[direction], state["net"])
-        return NetworkTransitions(reference, direction, net, self.target, teacher=teacher, spread=spread)
+        made = NetworkTransitions(reference, direction, net, self.target, teacher=teacher, spread=spread)
+        made.factors = None if state["factors"] is None else state["factors"].tolist()
+        return made
 
     def _residual(self, half: HalfBridge, means: Transitions, form: str) -> list[Covariance]:
         n, seed = self.covariance_paths, self.settings.seed
-        return residual_covariances(half, means, form, n, seed, RESIDUALS, workers=self.workers)
+        return residual_covariances(half, means, form, n, seed, RESIDUALS, self.chunk, self.workers)
 
     def _cache_of(self, half: HalfBridge) -> TrajectoryCache:
         if self._cache is None or self._cache.reference != half.reference:
@@ -220,6 +238,7 @@ class NetworkRegressor:
                 limit=self._limit,
                 folder=self._folder,
                 workers=self.workers,
+                chunk=self.chunk,
             )
         return self._cache
 

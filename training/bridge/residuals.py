@@ -12,7 +12,7 @@ from halfbridge.training.bridge.targets import variance_ratio
 from halfbridge.training.bridge.transitions import Transitions
 from halfbridge.training.workers import ALONE, Workers, finite_in_all
 
-__all__ = ["check_paths", "residual_covariances"]
+__all__ = ["check_paths", "residual_covariances", "variance_factors"]
 
 
 def residual_covariances(
@@ -91,3 +91,23 @@ def _estimated(form: str, c: Tensor, where: str, n: int) -> Covariance:
         raise FloatingPointError(
             f"the covariance of {where}, estimated from {n} paths, is none: {error}; take more paths, or another form"
         ) from error
+
+
+def variance_factors(
+    half: HalfBridge, fitted: Transitions, n: int, seed: int, first: int = 0, chunk: int = 8192
+) -> list[float]:
+    """E |there - M(here)|^2/E tr C(here) of each interval over n paths of the teacher, M and C the means and covariances of
+    `fitted`: 1 where the variances are right. Multiplied by these they are so in the mean over states and elements, which keeps the
+    chain's variance, whatever is wrong with how they depend on the state.
+
+    Relative standard error sqrt(2/(n d)) for independent elements. ValueError for n < 1.
+    """
+    left, said = [0.0] * half.reference.steps, [0.0] * half.reference.steps
+    for at in range(0, whole_number("n", n), whole_number("chunk", chunk)):
+        for pair in half.pairs(min(chunk, n - at), seed, first + at, means=False):
+            j = half.direction.interval(pair.k)
+            with torch.no_grad():
+                mean, covariance = fitted.mean(pair.k, pair.here), fitted.covariance(pair.k, pair.here)
+            left[j] += float((pair.there - mean).double().square().sum())
+            said[j] += float(covariance.diagonal(pair.here).expand(len(mean), -1).sum())
+    return [a / b for a, b in zip(left, said, strict=True)]
