@@ -5,7 +5,6 @@ import itertools
 from collections import Counter, defaultdict
 
 import pytest
-import torch
 from bridge_nets import F64, NEAR0, NEAR1, ONE, nets
 
 from halfbridge.solvers.draws import CHOICE
@@ -14,7 +13,6 @@ from halfbridge.training.bridge import (
     Examples,
     Normal,
     ReferenceChain,
-    chains,
     couplings,
     covariances,
     ends,
@@ -30,7 +28,12 @@ from halfbridge.training.bridge.monitors import Monitors
 STEPS = 3
 FITS = {
     "dsb, full": {"variance": "matched", "form": "full"},
-    "dsb to a prior, reused rows": {"variance": "matched", "form": "scalar", "refresh": 4, "end": Normal((2,), dtype=F64)},
+    "dsb to a prior, reused rows": {
+        "variance": "matched",
+        "form": "scalar",
+        "refresh": 4,
+        "end": Normal((2,), dtype=F64),
+    },
     "dsbm": {"method": "dsbm", "variance": "matched", "form": "full"},
     "dsbm, sinkhorn": {"method": "dsbm", "coupling": "sinkhorn", "coupling_size": 4},
 }
@@ -42,9 +45,19 @@ class Ledger:
     def __init__(self, patch):
         self.uses, self.purpose = defaultdict(Counter), ["elsewhere"]
         for module, name in ((ends, "normal"), (covariances, "normal")):
-            patch.setattr(module, name, self.noting(getattr(module, name), lambda shape, seed, draw=0, first=0, **k: (shape[0], seed, draw, first)))
+            patch.setattr(
+                module,
+                name,
+                self.noting(
+                    getattr(module, name), lambda shape, seed, draw=0, first=0, **k: (shape[0], seed, draw, first)
+                ),
+            )
         for module in (ends, couplings):
-            patch.setattr(module, "choice_words", self.noting(module.choice_words, lambda n, seed, first: (n, seed, CHOICE, first)))
+            patch.setattr(
+                module,
+                "choice_words",
+                self.noting(module.choice_words, lambda n, seed, first: (n, seed, CHOICE, first)),
+            )
         for module in (transitions, covariances, matching):
             patch.setattr(module, "combine", self.noting(module.combine, self.of_combine))
 

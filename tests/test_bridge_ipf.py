@@ -217,7 +217,9 @@ def test_covariances_from_few_paths_are_right_in_the_mean():
     assert (3 / 8 * exact.diagonal() > 5 * error.diagonal()).all()
     for form, least in (("full", 5), ("diagonal", 4), ("scalar", 4)):
         AffineRegressor("matched", form=form, paths=least).fit(half)
-        with pytest.raises(ValueError, match=rf"`paths` = {least - 1} do not determine a {form} covariance in 2 .* pass {least} or"):
+        with pytest.raises(
+            ValueError, match=rf"`paths` = {least - 1} do not determine a {form} covariance in 2 .* pass {least} or"
+        ):
             AffineRegressor("matched", form=form, paths=least - 1).fit(half)
 
 

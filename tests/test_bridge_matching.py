@@ -157,9 +157,7 @@ def test_matched_full_kernels_keep_the_end_and_fixed_ones_miss_it_by_the_step():
     for steps in (4, 8):
         half = reference_iterate(NEAR0, NEAR1, ReferenceChain(ONE, steps)).half_bridge
         for variance in ("fixed", "matched"):
-            kernels = AffineRegressor(variance, "increment", paths=n).fit(
-                BridgeMatching(0, half.law, None, Bridged())
-            )
+            kernels = AffineRegressor(variance, "increment", paths=n).fit(BridgeMatching(0, half.law, None, Bridged()))
             left = gaussian_chain(PathLaw(NEAR1, kernels)).marginal(0).cov - NEAR0.cov
             errors[variance, steps] = float(left.abs().max())
     assert max(errors["matched", 4], errors["matched", 8]) < 5 * (2 / n) ** 0.5

@@ -355,7 +355,9 @@ def test_variances_learned_on_rows_seen_many_times_are_brought_to_those_of_fresh
         said = float(made.covariance(j + 1, states[j + 1]).diagonal(states[0]).mean())
         assert said / left.variance == pytest.approx(1.0, abs=5 * (2 / n) ** 0.5 + 0.02)
         assert made.factors[j] > 2
-    once = NetworkRegressor(*nets(dtype=F64), variance="matched", cache_paths=8, settings=settings.replace(steps=2, batch_size=8))
+    once = NetworkRegressor(
+        *nets(dtype=F64), variance="matched", cache_paths=8, settings=settings.replace(steps=2, batch_size=8)
+    )
     assert once.fit(half).factors is None
 
 

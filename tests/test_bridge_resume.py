@@ -15,8 +15,14 @@ from halfbridge.training.interrupts import Interrupted
 KINDS = {
     "mean": {},
     "score": {"target": "score", "iterations": 3},
-    "diagonal": {"variance": "matched", "ema_decay": (0.9, 0.5), "accumulate": 2, "warmup": 2, "schedule": "cosine",
-                 "refresh": 4},
+    "diagonal": {
+        "variance": "matched",
+        "ema_decay": (0.9, 0.5),
+        "accumulate": 2,
+        "warmup": 2,
+        "schedule": "cosine",
+        "refresh": 4,
+    },
     "full after a score": {"variance": "matched", "form": "full", "first": NEAR0.field(ONE), "refresh": 2},
     "dsbm": {"method": "dsbm", "coupling": "ot", "coupling_size": 4, "refresh": 2},
 }

@@ -83,7 +83,9 @@ def test_a_sample_sorted_once_is_as_far_away_as_one_sorted_anew_and_as_pot_says(
     directions = hb.kernels.normal((60, 3), 4, dtype=torch.float64)
     directions /= directions.norm(dim=1, keepdim=True)
     assert wanted == pytest.approx(float(ot.sliced_wasserstein_distance(x, y, projections=directions.mT)), rel=1e-12)
-    with pytest.raises(ValueError, match=r"y_sorted has shape \(60, 30\), and 500 projections of 30 rows are asked for"):
+    with pytest.raises(
+        ValueError, match=r"y_sorted has shape \(60, 30\), and 500 projections of 30 rows are asked for"
+    ):
         sliced_w2(x, y, y_sorted=known)
 
 
@@ -91,7 +93,9 @@ def test_samples_of_one_size_need_no_pot_and_others_name_the_extra(monkeypatch):
     monkeypatch.setitem(sys.modules, "ot", None)
     x, y = gaussian(40, 0.0, 1.0, 0), gaussian(30, 0.3, 1.5, 1)
     assert sliced_w2(x[:30], y) > 0
-    with pytest.raises(ImportError, match=r"different sizes, 40 and 30, needs POT: pip install 'halfbridge\[transport\]'"):
+    with pytest.raises(
+        ImportError, match=r"different sizes, 40 and 30, needs POT: pip install 'halfbridge\[transport\]'"
+    ):
         sliced_w2(x, y)
 
 

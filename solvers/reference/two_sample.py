@@ -66,7 +66,8 @@ def _directions(rows: torch.Tensor, projections: int, seed: int) -> torch.Tensor
     if projections < 1:
         raise ValueError(f"projections = {projections} must be at least 1")
     directions = normal((projections, rows.shape[1]), seed, dtype=torch.float64, device=rows.device)
-    return directions / torch.linalg.vector_norm(directions, dim=1, keepdim=True)
+    directions /= torch.linalg.vector_norm(directions, dim=1, keepdim=True)
+    return directions
 
 
 def _sorted(rows: torch.Tensor, directions: torch.Tensor) -> torch.Tensor:
@@ -76,8 +77,10 @@ def _sorted(rows: torch.Tensor, directions: torch.Tensor) -> torch.Tensor:
 
 def _squared(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
     """W2^2 between the equally weighted points of each row, sorted: (rows, n) and (rows, m)."""
+    square: torch.Tensor
     if a.shape == b.shape:
-        return (a - b).square().mean(1)
+        square = (a - b).square().mean(1)
+        return square
     try:
         from ot import wasserstein_1d
     except ImportError as error:
@@ -85,7 +88,7 @@ def _squared(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
             f"sliced_w2 of samples of different sizes, {a.shape[1]} and {b.shape[1]}, needs POT: pip install "
             "'halfbridge[transport]'; pass as many rows of both to do without"
         ) from error
-    square: torch.Tensor = wasserstein_1d(a.mT, b.mT, p=2, require_sort=False)
+    square = wasserstein_1d(a.mT, b.mT, p=2, require_sort=False)
     return square
 
 

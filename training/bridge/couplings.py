@@ -22,7 +22,10 @@ __all__ = ["COUPLINGS", "Coupling", "check_coupling"]
 
 COUPLINGS = ("independent", "ot", "sinkhorn")
 PARTNERS, PICKS = (1 << 24) - 1, (1 << 24) - 2  # of the counters of half-bridges, never reached by one
-UNEVEN, ITERATIONS = 0.01, 1000  # of Sinkhorn: what may be left of the second marginal, in all, and after how many it ends
+UNEVEN, ITERATIONS = (
+    0.01,
+    1000,
+)  # of Sinkhorn: what may be left of the second marginal, in all, and after how many it ends
 
 
 @dataclass(frozen=True)
@@ -107,7 +110,15 @@ def _bridged(cost: Tensor, potentials: tuple[NDArray[Any], NDArray[Any]]) -> Ten
     equal, enough = np.full(n, 1.0 / n), UNEVEN / n**0.5
     with np.errstate(over="ignore"):  # POT also makes e^f and e^g, which are not used
         plan, log = _pot("sinkhorn").bregman.sinkhorn_log(
-            equal, equal, cost.numpy(), 1.0, numItermax=ITERATIONS, stopThr=enough, log=True, warn=False, warmstart=potentials
+            equal,
+            equal,
+            cost.numpy(),
+            1.0,
+            numItermax=ITERATIONS,
+            stopThr=enough,
+            log=True,
+            warn=False,
+            warmstart=potentials,
         )
     if not log["err"][-1] < enough:
         warnings.warn(

@@ -196,7 +196,7 @@ class NetworkRegressor:
         return fitted
 
     def state(self, transitions: Transitions) -> dict[str, Any]:
-        """Tensors from which `restore` makes these kernels again: {"net", "head", "covariances", "factors"}, None where absent."""
+        """Tensors from which `restore` makes these kernels again: "net", "head", "covariances", "factors", None where absent."""
         net = transitions.net.state_dict() if isinstance(transitions, NetworkTransitions) else None
         spread = getattr(transitions, "spread", getattr(transitions, "covariances", None))
         head = spread.state_dict() if isinstance(spread, VarianceHead) else None

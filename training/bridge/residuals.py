@@ -97,8 +97,8 @@ def variance_factors(
     half: HalfBridge, fitted: Transitions, n: int, seed: int, first: int = 0, chunk: int = 8192
 ) -> list[float]:
     """E |there - M(here)|^2/E tr C(here) of each interval over n paths of the teacher, M and C the means and covariances of
-    `fitted`: 1 where the variances are right. Multiplied by these they are so in the mean over states and elements, which keeps the
-    chain's variance, whatever is wrong with how they depend on the state.
+    `fitted`: 1 where the variances are right. Multiplied by these they are so in the mean over states and elements, which
+    keeps the chain's variance, whatever is wrong with how they depend on the state.
 
     Relative standard error sqrt(2/(n d)) for independent elements. ValueError for n < 1.
     """

@@ -30,8 +30,8 @@ Self = TypeVar("Self", bound="Bridge")
 class Bridge:
     """Forward and backward kernels under one reference, as `fit_bridge` leaves them.
 
-    forward, backward: `Transitions`. Between the chain's times the bridge is the reference held at its neighbours, and its
-    drifts are interpolated: see `trajectories` and `forward_drift`.
+    forward, backward: `Transitions`. Between the chain's times the bridge is the reference's process held at its neighbours,
+    and its drifts are interpolated: see `trajectories` and `forward_drift`.
     """
 
     def __init__(self, forward: Transitions, backward: Transitions) -> None:
@@ -79,8 +79,9 @@ class Bridge:
         """The states on the way of `translate`: (N + 1, batch, *shape), entry k at reference.times[k] in both directions; or
         at `times`, any in [0, T], strictly increasing or decreasing: (len(times), batch, *shape).
 
-        A state between two of the chain's is drawn from the reference held at both, which is the bridge's own law there, given
-        the one drawn before it in the same interval. ValueError for bad times.
+        A state between two of the chain's is drawn from the reference's process held at both, given the one drawn before it in
+        the same interval: the bridge's own law there where the transitions are exact. Of an Euler chain it is the process's,
+        and with last_noise=False it is noisy up to a last state without noise. ValueError for bad times.
         """
         kernels = self._kernels(to, x)
         parity = kernels.direction.parity
@@ -157,7 +158,13 @@ class Bridge:
         return self._field(Direction.FORWARD, stochasticity, spread)
 
     def probability_flow(self) -> ODE:
-        """dx/dt = (forward_drift + backward_drift)/2: deterministic, with the marginals of the bridge, either way."""
+        """dx/dt = (forward_drift + backward_drift)/2: deterministic, with the marginals of the bridge, either way.
+
+        In continuous time that is so in the limit. Before it, a fit by IPF that ended with a forward half-bridge has the
+        marginals of its backward kernels' chain from the law of the end, so that this law is the prior at T; one that ended
+        with a backward half-bridge those of its forward kernels' chain from the start, whose law at T is not the end's
+        yet. A fit by matching has neither before the limit.
+        """
         return ODE(lambda t, x: combine(self._drift(t, x, list(Direction)), [0.5, 0.5]))
 
     def flow_field(self, spread: float = 1.0) -> Field:

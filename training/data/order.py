@@ -27,11 +27,11 @@ class Split(NamedTuple):
 def shuffled(n: int, seed: int, step: int, batch: int, first: int = 0) -> torch.Tensor:
     """The rows, (batch,) int64 in 0 .. n - 1, of the batch at `step` = 0, 1, ... of an endless sequence of shuffled passes.
 
-    The sequence begins with the pass `first`. Place p = first n + step batch + i is place p mod n of pass p // n, so that each pass has every row once and a
-    batch may end one pass and begin the next (or, larger than n, hold whole ones). The permutation of a pass sorts the
-    rows by 64-bit keys: words of Philox under `seed` at the counter (row // 2, draw 2^32 - 5, pass), two for each row. So
-    the batch is a function of the arguments alone, on any machine, and a late step costs what the first does. The
-    permutations last used are kept in memory, 8 n bytes each and those of short passes many together.
+    The sequence begins with the pass `first`. Place p = first n + step batch + i is place p mod n of pass p // n, so that
+    each pass has every row once and a batch may end one pass and begin the next (or, larger than n, hold whole ones). The
+    permutation of a pass sorts the rows by 64-bit keys: words of Philox under `seed` at the counter (row // 2, draw 2^32 - 5,
+    pass), two for each row. So the batch is a function of the arguments alone, on any machine, and a late step costs what
+    the first does. The permutations last used are kept in memory, 8 n bytes each and those of short passes many together.
 
     Raises TypeError for what is not an integer, ValueError for n, batch < 1, step, first < 0 or a seed outside 0 .. 2^64 - 1.
     """
@@ -40,7 +40,9 @@ def shuffled(n: int, seed: int, step: int, batch: int, first: int = 0) -> torch.
     begin = integer("first", first, 0, 1 << 63, "passes are counted from 0") * n
     place, end = begin + step * batch, begin + (step + 1) * batch
     if (end - 1) // n >= PICK:
-        raise ValueError(f"`step` = {step} with a batch of {batch} after pass {first} is beyond the last pass, 2**64 - 3")
+        raise ValueError(
+            f"`step` = {step} with a batch of {batch} after pass {first} is beyond the last pass, 2**64 - 3"
+        )
     parts, passes = [], max(1, ROWS // n)
     while place < end:
         group, start = divmod(place, n * passes)
