@@ -65,8 +65,10 @@ def test_trained_networks_find_the_closed_forms_coupling():
 
 
 def test_trained_networks_find_sinkhorns_bridge_between_mixtures():
-    """One dimension, two bumps to three, against discretised Sinkhorn: E[x_T | x_0] of the coupling, which goes from -1.5 to 1.5,
-    and both drifts near their ends, of root mean square 1.1 and 1.5 there."""
+    """One dimension, two bumps to three, against discretised Sinkhorn after 3 iterations of 2 x 250 steps. The coupling: how much of
+    it joins which bumps, both ways, within 5 % of the mass in all (0.6 % is the 20 000 pairs'), where independent pairs are 28 %
+    away; and E[x_T | x_0], which goes from -1.5 to 1.5, within 0.1. The drifts: within 20 % near T forward and 10 % near 0
+    backward, where they are large, of root mean square 1.1 and 1.5, and within 0.22 half-way."""
     law0 = hb.reference.GaussianMixture([0.5, 0.5], [[-1.0], [1.0]], 0.1)
     law1 = hb.reference.GaussianMixture([0.3, 0.4, 0.3], [[-2.0], [0.0], [2.0]], 0.1)
     process = hb.Brownian(1.0, 1.0)
@@ -75,19 +77,33 @@ def test_trained_networks_find_sinkhorns_bridge_between_mixtures():
     wanted = hb.reference.static_bridge(grid, grid, process, *weights, tol=1e-7)
     torch.manual_seed(0)
     both = [MLP(1, hidden=32, depth=1) for _ in range(2)]
-    x0, x1 = law0.sample(10_000, 1).float(), law1.sample(10_000, 2).float()
-    made = fit_bridge(*both, x0, x1, ReferenceChain(process, 10), variance="matched", iterations=3, steps=250, batch_size=256,
-                      lr=4e-3, schedule="cosine", ema_decay=0.98, monitor_paths=500)  # fmt: skip
+    x0, x1 = law0.sample(20_000, 1).float(), law1.sample(20_000, 2).float()
+    made = fit_bridge(*both, x0, x1, ReferenceChain(process, 10), variance="matched", iterations=3, steps=250, batch_size=512,
+                      lr=1e-2, schedule="cosine", ema_decay=0.98, monitor_paths=500)  # fmt: skip
+
+    def joined(x, y, mass=None):
+        """The mass from each bump at 0 to each at T, (6,)."""
+        x, y = x.flatten().double(), y.flatten().double()
+        cell = 3 * (x > 0).long() + torch.bucketize(y, torch.tensor([-1.0, 1.0], dtype=F64))
+        found = torch.bincount(cell, weights=mass, minlength=6).double()
+        return found / found.sum()
+
+    pairs = torch.cartesian_prod(grid[:, 0], grid[:, 0]).mT.contiguous()
+    table = joined(*pairs, wanted.coupling.flatten())
+    x, y = law0.sample(20_000, 7).float(), law1.sample(20_000, 8).float()
+    for a, b, close in ((x, made.translate(x, 3), True), (made.translate(y, 3, to="start"), y, True), (x, y, False)):
+        away = float((joined(a, b) - table).abs().sum() / 2)
+        assert away < 0.05 if close else away > 0.25
     mean = (wanted.coupling @ grid)[:, 0] / wanted.coupling.sum(1)
     bins = torch.tensor([-1.3, -1.0, -0.7, 0.7, 1.0, 1.3], dtype=F64)
-    x = bins.float().repeat_interleave(4000)[:, None]
-    found = made.translate(x, 5).view(6, -1).double().mean(1)
+    found = made.translate(bins.float().repeat_interleave(4000)[:, None], 5).view(6, -1).double().mean(1)
     expected = torch.stack([mean[(grid[:, 0] - b).abs().argmin()] for b in bins])
     assert float((found - expected).square().mean().sqrt()) < 0.1
-    for drift, t, error in (("forward_drift", 0.8, 0.37), ("backward_drift", 0.2, 0.25)):
+    for drift, t, error in (("forward_drift", 0.8, 0.22), ("forward_drift", 0.5, 0.22), ("backward_drift", 0.5, 0.22),
+                            ("backward_drift", 0.2, 0.15)):  # fmt: skip
         x = wanted.marginal(t).sample(500, 0)
         gap = getattr(made, drift)(t, x.float()) - getattr(wanted, drift)(t, x)
-        assert float(gap.square().mean().sqrt()) < error
+        assert float(gap.square().mean().sqrt()) < error, (drift, t)
 
 
 def test_a_fit_is_a_function_of_its_arguments():
