@@ -8,8 +8,8 @@ cache's tensors ("index").
    its 20 and 80 % quantiles, and the share of ours that the networks have, forward and backward. A turn is one run of both.
 2. Peak resident memory of a fresh process for each, of a run whose cache is `LARGER` times as large, less what it had before.
 3. Between Gaussians in d = 5: the error of the coupling's covariance (relative, Frobenius norm) after the same iterations of the
-   same algorithm; then the seconds until it is first below an error, for matched kernels (ours) and for the peer at N, 2 N and 4 N
-   steps, whose fixed variances leave an error of O(1/N), with as many rows in the cache. Measuring is not in the seconds.
+   same algorithm; then the seconds until it is first below an error, for matched kernels (ours) and for the peer at N = 12, 24
+   and 48, whose fixed variances leave an error of O(1/N), with as many rows in the cache. Measuring is not in the seconds.
 
 One thread. The clock is the process's own, so that other processes count for less.
 """
@@ -57,7 +57,7 @@ from halfbridge.training.bridge.cache import TrajectoryCache
 LARGER = 8  # of the cache where memory is measured: so that it is more than what a process needs anyway
 WHO = ("ours", "loader", "index")
 PROCESS = hb.OU(0.5, 1.0, 1.0)
-LOW = 0.03  # the error that is waited for
+LOW = 0.05  # the error that is waited for
 
 
 class Case(NamedTuple):
@@ -332,7 +332,7 @@ def show_errors(scale: float, iterations: int) -> None:
     print(f"\nerror of the coupling, the same algorithm ({iterations} iterations, N = 12):", end=" ")
     case = gaussians(scale)
     print(", ".join(f"{who} {100 * coupling_error(trained(case, who, iterations, Clock())):.1f} %" for who in WHO))
-    print("who                       lowest error  after s   s until 3 %  s until the peer's lowest at N = 12")
+    print("who                       lowest error  after s   s until 5 %  s until the peer's lowest at N = 12")
     runs: Mapping[str, list[tuple[float, float]]] = {
         "ours, matched, N = 12": errors_over_time(gaussians(scale), "ours", iterations),
         **{f"index, N = {n}": errors_over_time(gaussians(scale, n), "index", iterations) for n in (12, 24, 48)},

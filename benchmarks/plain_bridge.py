@@ -127,7 +127,7 @@ class PlainBridge:
                 rows = torch.randint(len(data[0]), (self.batch,))
                 yield data[0][rows], data[1][rows], data[2][rows]
             return
-        loader = DataLoader(TensorDataset(*data), self.batch, shuffle=True, drop_last=True)
+        loader = DataLoader(TensorDataset(*data), self.batch, shuffle=True, drop_last=len(data[0]) >= self.batch)
         while count > 0:
             for x, value, t in loader:
                 yield x, value, t
