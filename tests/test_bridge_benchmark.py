@@ -20,7 +20,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from benchmarks import bridge
 from benchmarks.plain_bridge import PlainBridge
 
-CHAIN = ReferenceChain(ONE, [0.0, 0.3, 0.7, 1.0])
+CHAIN = ReferenceChain(ONE, [0.0, 0.2, 0.7, 1.0])
 PATHS, STEPS, BATCH, REFRESH, SEED = 16, 6, 8, 3, 5
 
 
