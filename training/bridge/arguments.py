@@ -16,8 +16,8 @@ from halfbridge.training.bridge.monitors import StopRule
 from halfbridge.training.bridge.network import label
 from halfbridge.training.bridge.reference import ReferenceChain
 from halfbridge.training.data import Dataset
-from halfbridge.training.settings import Settings
 from halfbridge.training.modes import uncompiled
+from halfbridge.training.settings import Settings
 from halfbridge.training.workers import Workers
 
 __all__ = ["check", "ends", "settings_of"]
@@ -63,7 +63,8 @@ def check(
         raise TypeError(f"`stop` is a {type(stop).__name__}; pass a StopRule, such as StopRule(kl=0.1)")
     if first is not None and not isinstance(first, Field):
         raise TypeError(
-            f"`first` is a {type(first).__name__}; pass a Field, which halfbridge.nets.as_field makes of a network, or the folder of a run of fit_score"
+            f"`first` is a {type(first).__name__}; pass a Field, which halfbridge.nets.as_field makes of a network, or the "
+            "folder of a run of fit_score"
         )
     if first is not None and first.process != reference.process:
         raise ValueError(f"`first` belongs to {first.process!r}, but the reference is {reference.process!r}")

@@ -45,9 +45,9 @@ class NetworkRegressor:
     variance    "fixed": 2 gamma I, as in DSB, and in DSBM: both miss the coupling by O(gamma), DSBM an end too (see
                 `BridgeMatching`). "matched": the conditional covariance of each reverse kernel, around the exact conditional
                 mean, which in the form "full" cures that between Gaussians
-    form        of matched covariances: "full", a matrix each step, estimated from `covariance_paths` fresh paths, more than d, once
-                the mean is trained (small d); "diagonal", "scalar": by a network of the mean's architecture, trained beside
-                it, see `VarianceHead`. Form and covariance_paths have no part in the "fixed" variance
+    form        of matched covariances: "full", a matrix each step, estimated from `covariance_paths` fresh paths, more than d,
+                once the mean is trained (small d); "diagonal", "scalar": by a network of the mean's architecture, trained
+                beside it, see `VarianceHead`. Form and covariance_paths have no part in the "fixed" variance
     weighting   of the loss, "kl" or "plain": see `Regression`
     settings    `training.Settings`; steps and schedule are those of each half-bridge
     cache_paths trajectories of a cache; refresh: steps between refreshes, default as many as see no row twice. With more, a mean
@@ -121,7 +121,9 @@ class NetworkRegressor:
         rows = 8 * math.ceil(self.settings.batch_size / self.settings.accumulate)
         if next((p.device.type for p in forward_net.parameters()), "cpu") == "cpu":
             rows = min(rows, 2048)
-        self.chunk = integer("chunk", rows if chunk is None else chunk, 1, 1 << 31, "pass the paths to simulate at once")
+        self.chunk = integer(
+            "chunk", rows if chunk is None else chunk, 1, 1 << 31, "pass the paths to simulate at once"
+        )
         self._where, self._limit, self._folder = cache, cache_limit, cache_folder
         self._given = {Direction.FORWARD: forward_net, Direction.BACKWARD: backward_net}
         self.nets = {way: uncompiled(net) for way, net in self._given.items()}
