@@ -41,11 +41,12 @@ def residual_covariances(
     whole_number("chunk", chunk)
     if means.direction is not half.direction:
         raise ValueError(f"`means` are of the {means.direction.value} direction; fit {half.direction.value} ones")
+    like = half.law.begin(1, seed, first + n)  # a path that nothing else takes
     if form == "full":
-        check_paths("n", n, half.law.begin(1, seed))
+        check_paths("n", n, like)
 
     def sums(start: int, stop: int) -> Tensor:
-        return _sums(half, means, form, seed, range(first + start, first + stop, chunk), first + stop)
+        return _sums(half, means, form, like, seed, range(first + start, first + stop, chunk), first + stop)
 
     if workers.count == 1 or not half.divisible:
         total = sums(0, n)
@@ -56,9 +57,10 @@ def residual_covariances(
     return [_estimated(form, c, f"step {j} ({half.direction.value})", n) for j, c in enumerate(total / n)]
 
 
-def _sums(half: HalfBridge, means: Transitions, form: str, seed: int, starts: range, stop: int) -> Tensor:
+def _sums(
+    half: HalfBridge, means: Transitions, form: str, like: Tensor, seed: int, starts: range, stop: int
+) -> Tensor:
     """Over the paths from starts[0] to `stop`, simulated from one start to the next; (N, d, d) or (N, *shape), float64."""
-    like = half.law.begin(1, seed)
     shape = (like.numel(), like.numel()) if form == "full" else like.shape[1:]
     sums = torch.zeros(half.reference.steps, *shape, dtype=torch.float64, device=like.device)
     for at in starts:
