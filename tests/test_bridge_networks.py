@@ -1,6 +1,7 @@
 """Kernels that are networks, the regression that trains them, and the cache that it sees."""
 
 import copy
+import itertools
 import math
 import warnings
 
@@ -327,14 +328,32 @@ def test_training_sees_each_row_once_a_pass_and_paths_anew_each_refresh(monkeypa
         half = HalfBridge(0, PathLaw(NEAR0, half_reference()))
         regressor.fit(half)
         assert [(at is half, seed, number) for at, seed, number in held] == [(True, 4, number) for number in expected]
-        passes = [torch.cat(seen[i : i + 3]) for i in (0, 3)]
-        assert all(torch.equal(one.sort().values, torch.arange(24)) for one in passes)
+        steps = refresh or 3
+        passes = [torch.cat(seen[i : i + steps]) for i in range(0, 6, steps)]
+        assert all(len(one.unique()) == len(one) == 8 * steps for one in passes)
         regressor.fit(
             HalfBridge(
                 1, PathLaw(NEAR1, NetworkTransitions(half.reference, Direction.BACKWARD, awake(nets(dtype=F64)[0])))
             )
         )
-        assert not torch.equal(torch.cat(seen[6:9]), passes[0])
+        assert not torch.equal(torch.cat(seen[6 : 6 + steps]), passes[0])
+
+
+def test_no_row_of_a_refresh_is_seen_twice_whatever_the_numbers(monkeypatch):
+    """7 paths of 3 steps by batches of 4, half-bridges of 8 steps: neither is a multiple of the other. Each refresh is in another order,
+    those of the next half-bridge too."""
+    seen, rows = [], TrajectoryCache.batch
+    monkeypatch.setattr(TrajectoryCache, "batch", lambda *a: (seen.append(a[1]), rows(*a))[1])
+    settings = hb.training.Settings(steps=8, batch_size=4)
+    regressor = NetworkRegressor(*nets(dtype=F64), cache_paths=7, settings=settings)
+    first = HalfBridge(0, PathLaw(NEAR0, half_reference()))
+    kernels = regressor.fit(first)
+    regressor.fit(HalfBridge(1, PathLaw(NEAR1, kernels)))
+    parts = [torch.cat(seen[i:j]) for i, j in ((0, 5), (5, 8), (8, 13), (13, 16))]
+    for part in parts:
+        assert len(part.unique()) == len(part)
+    for one, other in itertools.combinations(parts, 2):
+        assert not torch.equal(one[:12], other[:12])
 
 
 @pytest.mark.parametrize("form", ["scalar", "diagonal"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any, cast
 
 import torch
@@ -10,6 +11,7 @@ from halfbridge.training.bridge.cache import TrajectoryCache
 from halfbridge.training.bridge.half_bridge import HalfBridge
 from halfbridge.training.bridge.network import shares_labels
 from halfbridge.training.bridge.regression import Regression
+from halfbridge.training.data.order import shuffled
 from halfbridge.training.settings import Settings
 from halfbridge.training.trainer import Task, Trainer
 from halfbridge.training.workers import Workers
@@ -20,9 +22,9 @@ __all__ = ["HalfBridgeTrainer"]
 class HalfBridgeTrainer(Trainer):
     """A `Trainer` whose examples are the rows of a cache of the teacher's trajectories, simulated anew every `refresh` steps.
 
-    Steps are counted over the run, half-bridge after half-bridge, each of settings.steps: batches take the rows in the shuffled
-    order of one endless sequence, and what dropout draws follows from that count too. So the state after a step is a
-    function of the arguments, the teacher and the step, as of `Trainer`.
+    Steps are counted over the run, half-bridge after half-bridge, each of settings.steps, and what dropout draws follows from
+    that count. Batches take the rows in the passes of `shuffled`, and each refresh begins a pass of its own. So the
+    state after a step is a function of the arguments, the teacher and the step, as of `Trainer`.
     """
 
     def __init__(
@@ -48,6 +50,13 @@ class HalfBridgeTrainer(Trainer):
     def _gradient(self) -> torch.Tensor:
         self.cache.hold(self.half, self.settings.seed, self.step // self.refresh)
         return super()._gradient()
+
+    def _order(self) -> torch.Tensor:
+        rows, batch = self.count, self.settings.batch_size
+        fill, at = divmod(self.step, self.refresh)
+        fills = self.half.index * math.ceil(self.settings.steps / self.refresh) + fill
+        passes = math.ceil(self.refresh * batch / rows)
+        return shuffled(rows, self.settings.seed, at, batch, fills * passes)
 
     def _task(self, rows: torch.Tensor, first: int) -> Task:
         batch = self.cache.batch(rows, self.shared)

@@ -57,9 +57,7 @@ def residual_covariances(
     return [_estimated(form, c, f"step {j} ({half.direction.value})", n) for j, c in enumerate(total / n)]
 
 
-def _sums(
-    half: HalfBridge, means: Transitions, form: str, like: Tensor, seed: int, starts: range, stop: int
-) -> Tensor:
+def _sums(half: HalfBridge, means: Transitions, form: str, like: Tensor, seed: int, starts: range, stop: int) -> Tensor:
     """Over the paths from starts[0] to `stop`, simulated from one start to the next; (N, d, d) or (N, *shape), float64."""
     shape = (like.numel(), like.numel()) if form == "full" else like.shape[1:]
     sums = torch.zeros(half.reference.steps, *shape, dtype=torch.float64, device=like.device)
