@@ -41,7 +41,7 @@ def residual_covariances(
     whole_number("chunk", chunk)
     if means.direction is not half.direction:
         raise ValueError(f"`means` are of the {means.direction.value} direction; fit {half.direction.value} ones")
-    like = half.law.begin(1, seed, first + n)  # a path that nothing else takes
+    like = half.law.begin(1, seed, first + n, half.index)  # a path that nothing else takes
     if form == "full":
         check_paths("n", n, like)
 
