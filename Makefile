@@ -21,7 +21,7 @@ help:
 	@echo 'make test   run the tests          (TEST_ARGS="-k heun" to choose)'
 	@echo 'make lint   ruff, and mypy --strict over the package'
 	@echo 'make bench  time plans and kernels against their peers, as ratios'
-	@echo 'make results  run the examples again: docs/results, some 20 minutes on one core'
+	@echo 'make results  run the examples again: docs/results, some 45 minutes on one core'
 	@echo 'make setup  install all that developing needs in $(VENV)'
 	@echo 'make clean  remove what the other targets made, except $(VENV)'
 
@@ -48,6 +48,9 @@ bench: $(VENV)/installed-test
 results: $(VENV)/installed-test
 	OMP_NUM_THREADS=1 $(BIN)/python examples/half_moons.py
 	OMP_NUM_THREADS=1 $(BIN)/python examples/digits.py
+	OMP_NUM_THREADS=1 $(BIN)/python examples/gaussian_bridge.py
+	OMP_NUM_THREADS=1 $(BIN)/python examples/plane_bridges.py
+	OMP_NUM_THREADS=1 $(BIN)/python examples/digits_bridge.py
 
 setup: $(VENV)/installed-dev
 
