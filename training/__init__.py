@@ -3,7 +3,7 @@
 data              data sets by name or path, and the order in which training sees them
 losses            losses of explicit tensors, a file a family; objectives: losses with all choices made
 fit, settings     `fit_score`, and the numbers that it is called with
-trainer, loop, noise, workers   one step, all of them, the random numbers of one, several processes
+trainer, loop, modes, noise, workers   one step, all of them, how modules are put, the random numbers of a step, processes
 folder, checkpoint, log, pictures   what a run leaves behind; recipe, saved: what it was, and a network read back
 sampling          samples made by several processes
 bridge            diffusion Schrödinger bridges: iterative proportional fitting and bridge matching
