@@ -8,6 +8,7 @@ from bridge_nets import F64, NEAR0, NEAR1, ONE, nets
 from bridge_runs import CHAIN, STEPS, Killed, fail, kill, rows, state, train
 
 import halfbridge as hb
+from halfbridge.nets import MLP
 from halfbridge.training import checkpoint
 from halfbridge.training.bridge import Examples, Normal, ReferenceChain, load_bridge
 from halfbridge.training.interrupts import Interrupted
@@ -155,6 +156,46 @@ def begun(tmp_path_factory):
     out = tmp_path_factory.mktemp("bridges") / "run"
     train(out, iterations=1, steps=STEPS)
     return out
+
+
+def scaled(factor):
+    """A score with noise of another size."""
+    field = NEAR0.field(ONE)
+    return field.with_function(lambda t, x: field.evaluate(t, x) * factor)
+
+
+def test_another_first_score_is_refused_on_resume_and_when_read_and_the_same_to_rounding_is_not(tmp_path):
+    out, x = tmp_path / "run", NEAR0.sample(5, 0)
+    made = train(out, iterations=1, first=NEAR0.field(ONE))
+    for first in (None, scaled(1.1), NEAR1.field(ONE)):
+        with pytest.raises(ValueError, match="the run in .* has another configuration: regression.first"):
+            train(out, True, first=first)
+    for first in (scaled(1.1), NEAR1.field(ONE)):
+        with pytest.raises(ValueError, match="the run in .* has another configuration: first.values.*; pass the score that"):
+            load_bridge(out, first=first)
+    for first in (scaled(1.0), scaled(1.0 + 1e-4)):  # what another device may make of it
+        read = load_bridge(out, first=first)
+        torch.testing.assert_close(read.translate(x, 1, to="start"), made.translate(x, 1, to="start"), rtol=1e-3, atol=1e-3)
+        assert train(out, True, iterations=1, first=first).iterate.index == 2
+
+
+def test_a_folder_with_another_network_than_the_first_kernels_were_made_from_is_refused(tmp_path):
+    score, out = tmp_path / "score", tmp_path / "run"
+
+    def trained(steps, **options):
+        torch.manual_seed(0)
+        data = NEAR0.sample(8, 0).float()
+        hb.training.fit_score(MLP(2, hidden=8, depth=1), data, ONE, steps=steps, batch_size=4, out=score, lr=0.1, **options)
+
+    float32 = {"start": NEAR0.sample(9, 1).float(), "end": Normal((2,)), "both": nets(), "iterations": 1}
+    trained(2)
+    train(out, first=score, **float32)
+    assert load_bridge(out).forward.reference == CHAIN
+    trained(9, resume=True)
+    with pytest.raises(ValueError, match="the run in .* has another configuration: regression.first.values"):
+        train(out, True, first=score, **float32)
+    with pytest.raises(ValueError, match="the run in .* has another configuration: first.values"):
+        load_bridge(out)
 
 
 def test_a_folder_with_a_run_is_not_begun_again(begun):

@@ -10,11 +10,14 @@ samples/, monitors.png   pictures, where they are asked for
 from __future__ import annotations
 
 import hashlib
+import math
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from halfbridge.kernels import normal
+from halfbridge.solvers.field import Field
 from halfbridge.training import checkpoint, recipe, states
 from halfbridge.training.bridge.ends import End, Examples, Normal
 from halfbridge.training.bridge.monitors import Monitor, table
@@ -25,11 +28,15 @@ from halfbridge.training.folder import RunFolder
 from halfbridge.training.runs import RunKind, check_settings
 from halfbridge.training.settings import Settings
 
-__all__ = ["BRIDGES", "BridgeFolder", "describe_bridge", "describe_reference", "read_bridge_config"]
+__all__ = [
+    "BRIDGES", "BridgeFolder", "check_first", "describe_bridge", "describe_reference", "read_bridge_config",
+]  # fmt: skip
 
 FREE = ("iterations", "data", "first_run", "versions", "resumed", "settings")
 """What a resumed run may change at this level: how far it goes, where what it is made of was read from (the ends are compared
-by their digests), and what `Settings.fixed` leaves free but for the steps."""
+by their digests, a score by its values), and what `Settings.fixed` leaves free but for the steps."""
+STATES = 8  # at which a score is written down, for each of its times
+CLOSE = 0.01  # relative difference that devices and numbers of threads may make in what a score returns
 
 
 class BridgeFolder(RunFolder):
@@ -79,7 +86,7 @@ def describe_bridge(
             "form": regressor.form if regressor.variance == "matched" else None,
             "weighting": regressor.weighting,
             "covariance_paths": regressor.covariance_paths,
-            "first": None if regressor.first is None else regressor.first.predicts,
+            "first": None if regressor.first is None else _describe_first(regressor.first, reference, start.sample(1, 0)),
         },
         "cache": {"paths": regressor.cache_paths, "refresh": regressor.refresh},
         "settings": regressor.settings.config,
@@ -97,6 +104,15 @@ def describe_reference(reference: ReferenceChain) -> dict[str, Any]:
         "gains": list(reference.gains),
         "gammas": list(reference.gammas),
     }
+
+
+def check_first(field: Field, reference: ReferenceChain, config: dict[str, Any], device: Any, folder: Path) -> None:
+    """ValueError unless it is the score that the run's first kernels were made from."""
+    end = config["start"]
+    like = torch.empty(1, *end["shape"], dtype=getattr(torch, end["dtype"]), device=device)
+    old, new = config["regression"]["first"], _describe_first(field, reference, like)
+    remedy = "pass the score that it was begun with"
+    recipe.check_same({"first": old}, {"first": _same(old, new)}, f"the run in {folder}", remedy)
 
 
 def read_bridge_config(folder: Path) -> dict[str, Any]:
@@ -120,6 +136,7 @@ def _trained(*configs: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
         | {"settings": {**Settings.load(config["settings"]).fixed(), "steps": config["settings"]["steps"]}}
         for config in configs
     )
+    new["regression"] = new["regression"] | {"first": _same(old["regression"].get("first"), new["regression"].get("first"))}
     return old, new
 
 
@@ -145,6 +162,30 @@ def _describe_end(law: End) -> dict[str, Any]:
         "dtype": str(values.dtype)[6:],
         "sha256": hashlib.sha256(flat.numpy().data).hexdigest(),
     }
+
+
+def _describe_first(field: Field, reference: ReferenceChain, like: torch.Tensor) -> dict[str, Any]:
+    """What it predicts, and `values`: at fixed states, at the chain's first, middle and last times, one component of the noise
+    that it tells. They are the same in every process, but no bits: see `_same`."""
+    process, values = reference.process, []
+    for k in (1, (1 + reference.steps) // 2, reference.steps):
+        t = reference.times[k]
+        x, along = (
+            normal((STATES, *like.shape[1:]), 0, draw, k * STATES, dtype=like.dtype, device=like.device)
+            for draw in range(2)
+        )
+        with torch.no_grad():
+            noise = field(t, x * math.hypot(float(process.alpha(t)), float(process.sigma(t)))).noise
+        values += (noise * along).double().flatten(1).sum(1).div(math.sqrt(like[0].numel())).tolist()
+    return {"predicts": field.predicts, "values": values}
+
+
+def _same(old: Any, new: Any) -> Any:
+    """`new` with the values of `old` where both describe one score, to the rounding of devices."""
+    if not isinstance(old, dict) or not isinstance(new, dict) or len(old["values"]) != len(new["values"]):
+        return new
+    gap = max(abs(a - b) for a, b in zip(old["values"], new["values"], strict=True))
+    return {**new, "values": old["values"]} if gap <= CLOSE * max(map(abs, old["values"])) else new
 
 
 def _weights(net: torch.nn.Module) -> dict[str, list[int]]:

@@ -11,7 +11,7 @@ import torch
 
 from halfbridge.solvers.field import Field
 from halfbridge.training import checkpoint, recipe, states
-from halfbridge.training.bridge.bridge_folder import BRIDGES, describe_reference, read_bridge_config
+from halfbridge.training.bridge.bridge_folder import BRIDGES, check_first, describe_reference, read_bridge_config
 from halfbridge.training.bridge.network_regressor import NetworkRegressor
 from halfbridge.training.bridge.reference import ReferenceChain
 from halfbridge.training.bridge.run import restore
@@ -39,8 +39,8 @@ def load_bridge(
     code. Of a run that diverged it is the last good iterate, with a RuntimeWarning that says why.
 
     FileNotFoundError where there is no run; ValueError for one without an iterate, for damaged files, for a config.json that is
-    not what the checkpoint was trained with, for weights of another architecture or another reference, and for what must be
-    passed.
+    not what the checkpoint was trained with, for weights of another architecture, another reference or another score, and for
+    what must be passed.
     """
     folder = Path(folder)
     read_bridge_config(folder)
@@ -57,6 +57,9 @@ def load_bridge(
         score = load(first_run)
         score.net.to(device)
         first = score.field
+    chain = _reference(config["reference"], reference, folder)
+    if first is not None:
+        check_first(first, chain, config, device, folder)
     regressor = NetworkRegressor(
         _net("forward_net", config, forward_net, state, folder).to(device),
         _net("backward_net", config, backward_net, state, folder).to(device),
@@ -65,7 +68,7 @@ def load_bridge(
         form=regression["form"] or "diagonal",
         first=first,
     )
-    last = restore(regressor, _reference(config["reference"], reference, folder), good)[-1]
+    last = restore(regressor, chain, good)[-1]
     if last.backward is None:
         raise ValueError(f"the run in {folder} has no backward kernels yet; go on with it: resume=True")
     if diverged is not None:
