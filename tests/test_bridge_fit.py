@@ -319,11 +319,19 @@ def test_plots_and_tables_are_written(tmp_path):
         ({"coupling_size": -3}, ValueError, "`coupling_size` = -3"),
         ({"variance": "matched", "form": "full", "covariance_paths": 2}, ValueError,
          "`covariance_paths` = 2 paths do not determine a covariance in 2 dimensions"),
+        ({"end": torch.ones(3, 2, dtype=torch.int64)}, ValueError, r"`end` is \(3, 2\), torch.int64; pass a floating tensor"),
+        ({"cache": "dsk"}, ValueError, "`cache` = 'dsk' is no place for a cache; did you mean 'disk'"),
+        ({"cache_limit": 1e9}, ValueError, "`cache_limit` = 1000000000.0 must be a number of bytes"),
+        ({"cache_folder": 3}, TypeError, "`cache_folder` = 3 is a int; pass the path of a folder"),
+        ({"refresh": 0}, ValueError, "`refresh` = 0"),
+        ({"callback": True}, TypeError, "`callback` is a bool; pass a function of a BridgeState"),
     ],
 )  # fmt: skip
-def test_bad_input_is_named(changes, error, message):
+def test_bad_input_is_named_before_a_folder_is_begun(changes, error, message, tmp_path):
+    out = {} if changes.keys() & {"resume", "plots"} else {"out": tmp_path / "run"}
     with pytest.raises(error, match=message):
-        small(**changes)
+        small(**out, **changes)
+    assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.parametrize(

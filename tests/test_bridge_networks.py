@@ -16,6 +16,7 @@ from halfbridge.training.bridge import Direction, Full, HalfBridge, PathLaw, Ref
 from halfbridge.training.bridge.cache import TrajectoryCache
 from halfbridge.training.bridge.covariances import Isotropic
 from halfbridge.training.bridge.ends import Normal
+from halfbridge.training.bridge.memory import available
 from halfbridge.training.bridge.network import NetworkTransitions, VarianceHead
 from halfbridge.training.bridge.network_regressor import NetworkRegressor
 from halfbridge.training.bridge.regression import Batch, Regression
@@ -100,7 +101,7 @@ def test_a_cache_above_its_limit_goes_to_the_disk_and_says_so(tmp_path):
     made.fill_(1.0)
     assert made.sum() == 50
     with (
-        pytest.warns(RuntimeWarning, match=r"half of the \d+ bytes of free memory"),
+        pytest.warns(RuntimeWarning, match=r"more than \d+, its share of the free memory: it goes to the disk"),
         pytest.raises(OSError, match="cache_folder"),
     ):
         buffer((1 << 46,), **options)
@@ -109,6 +110,47 @@ def test_a_cache_above_its_limit_goes_to_the_disk_and_says_so(tmp_path):
         buffer((2,), **options, where="dusk")
     with pytest.raises(ValueError, match="`cache_limit` = 0 must be"):
         buffer((2,), **options, limit=0)
+
+
+def test_a_cache_that_a_gpu_has_no_room_for_goes_to_the_hosts_memory_first(monkeypatch, tmp_path):
+    """The meta device stands for one with its own memory."""
+    gpu, free = torch.device("meta"), {"meta": 400, "cpu": 2000}
+    monkeypatch.setattr("halfbridge.training.bridge.room.available", lambda place: free[place.type])
+    options = {"dtype": torch.float32, "folder": tmp_path}
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for count, among, place in ((50, 1, "meta"), (51, 1, "cpu"), (50, 9, "meta"), (125, 2, "cpu")):
+            assert buffer((count,), device=gpu, among=among, **options).device.type == place
+    for count, among, most in ((251, 1, 1000), (126, 2, 500)):
+        with pytest.warns(
+            RuntimeWarning, match=f"has {4 * count} bytes, more than {most}, its share of the free memory"
+        ):
+            assert buffer((count,), device=gpu, among=among, **options).device.type == "cpu"
+
+
+@pytest.mark.parametrize(
+    ("files", "free"),
+    [
+        ({}, 8000),
+        ({"proc/self/cgroup": "0::/\n"}, 8000),
+        ({"proc/self/cgroup": "0::/\n", "sys/fs/cgroup/memory.max": "max", "sys/fs/cgroup/memory.current": "9"}, 8000),
+        ({"proc/self/cgroup": "0::/\n", "sys/fs/cgroup/memory.max": "5000", "sys/fs/cgroup/memory.current": "3000",
+          "sys/fs/cgroup/memory.stat": "anon 7\ninactive_file 600\n"}, 2600),
+        # the limit of a group above; the path outside, in a container whose tree begins at its own group
+        ({"proc/self/cgroup": "0::/jobs/7\n", "sys/fs/cgroup/jobs/memory.max": "4000", "sys/fs/cgroup/jobs/memory.current": "3500",
+          "sys/fs/cgroup/jobs/7/memory.max": "4000", "sys/fs/cgroup/jobs/7/memory.current": "10"}, 500),
+        ({"proc/self/cgroup": "0::/docker/ab\n", "sys/fs/cgroup/memory.max": "700", "sys/fs/cgroup/memory.current": "800"}, 0),
+        ({"proc/self/cgroup": "3:cpu:/\n4:memory:/job\n0::/\n", "sys/fs/cgroup/memory/job/memory.limit_in_bytes": "6000",
+          "sys/fs/cgroup/memory/job/memory.usage_in_bytes": "5000",
+          "sys/fs/cgroup/memory/job/memory.stat": "inactive_file 1\ntotal_inactive_file 20\n"}, 1020),
+    ],
+    ids=["none", "no limit", "max", "version 2", "above", "container", "version 1"],
+)  # fmt: skip
+def test_free_memory_is_what_the_system_and_every_control_group_have_left(files, free, tmp_path):
+    for name, text in {"proc/meminfo": "MemTotal: 20 kB\nMemAvailable: 8 kB\n", **files}.items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(text)
+    assert available(torch.device("cpu"), tmp_path) == (8192 if free == 8000 else free)
 
 
 def batch(n=7, shape=(2, 3)):
@@ -314,8 +356,14 @@ def test_warm_starts_go_on_from_the_average_of_the_iterate_before_and_leave_it_a
     assert not two.net.training
 
 
-def test_training_sees_each_row_once_a_pass_and_paths_anew_each_refresh(monkeypatch):
-    """3 steps of 8 rows are a pass over 8 paths of 3 steps; the passes of the next half-bridge are in another order."""
+@pytest.mark.parametrize("few", [True, False])
+def test_training_sees_each_row_once_a_pass_and_paths_anew_each_refresh(few, monkeypatch):
+    """3 steps of 8 rows are a pass over 8 paths of 3 steps; the passes of the next half-bridge are in another order. Also of many
+    rows, whose order is not sorted."""
+    monkeypatch.setattr("halfbridge.training.bridge.half_trainer.SORTED", 24 if few else 23)
+    monkeypatch.setattr(
+        "halfbridge.training.trainer.shuffled" if not few else "halfbridge.training.bridge.half_trainer.scattered", None
+    )
     held, seen = [], []
     hold, rows = TrajectoryCache.hold, TrajectoryCache.batch
     monkeypatch.setattr(TrajectoryCache, "hold", lambda *a: (held.append(a[1:]), hold(*a))[1])

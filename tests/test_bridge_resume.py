@@ -168,14 +168,18 @@ def test_another_first_score_is_refused_on_resume_and_when_read_and_the_same_to_
     out, x = tmp_path / "run", NEAR0.sample(5, 0)
     made = train(out, iterations=1, first=NEAR0.field(ONE))
     for first in (None, scaled(1.1), NEAR1.field(ONE)):
-        with pytest.raises(ValueError, match="the run in .* has another configuration: regression.first"):
+        with pytest.raises(ValueError, match=r"the run in .* has another configuration: regression.first"):
             train(out, True, first=first)
     for first in (scaled(1.1), NEAR1.field(ONE)):
-        with pytest.raises(ValueError, match="the run in .* has another configuration: first.values.*; pass the score that"):
+        with pytest.raises(
+            ValueError, match=r"the run in .* has another configuration: first.values.*; pass the score that"
+        ):
             load_bridge(out, first=first)
     for first in (scaled(1.0), scaled(1.0 + 1e-4)):  # what another device may make of it
         read = load_bridge(out, first=first)
-        torch.testing.assert_close(read.translate(x, 1, to="start"), made.translate(x, 1, to="start"), rtol=1e-3, atol=1e-3)
+        torch.testing.assert_close(
+            read.translate(x, 1, to="start"), made.translate(x, 1, to="start"), rtol=1e-3, atol=1e-3
+        )
         assert train(out, True, iterations=1, first=first).iterate.index == 2
 
 
@@ -185,16 +189,18 @@ def test_a_folder_with_another_network_than_the_first_kernels_were_made_from_is_
     def trained(steps, **options):
         torch.manual_seed(0)
         data = NEAR0.sample(8, 0).float()
-        hb.training.fit_score(MLP(2, hidden=8, depth=1), data, ONE, steps=steps, batch_size=4, out=score, lr=0.1, **options)
+        hb.training.fit_score(
+            MLP(2, hidden=8, depth=1), data, ONE, steps=steps, batch_size=4, out=score, lr=0.1, **options
+        )
 
     float32 = {"start": NEAR0.sample(9, 1).float(), "end": Normal((2,)), "both": nets(), "iterations": 1}
     trained(2)
     train(out, first=score, **float32)
     assert load_bridge(out).forward.reference == CHAIN
     trained(9, resume=True)
-    with pytest.raises(ValueError, match="the run in .* has another configuration: regression.first.values"):
+    with pytest.raises(ValueError, match=r"the run in .* has another configuration: regression.first.values"):
         train(out, True, first=score, **float32)
-    with pytest.raises(ValueError, match="the run in .* has another configuration: first.values"):
+    with pytest.raises(ValueError, match=r"the run in .* has another configuration: first.values"):
         load_bridge(out)
 
 

@@ -5,6 +5,7 @@ import json
 import signal
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -14,7 +15,7 @@ from bridge_runs import CHAIN, Killed, fail, state, train
 
 from halfbridge.nets import MLP
 from halfbridge.training import checkpoint
-from halfbridge.training.bridge import ReferenceChain, load_bridge
+from halfbridge.training.bridge import ReferenceChain, load_bridge, room
 from halfbridge.training.bridge.monitors import Monitors
 from halfbridge.training.durable import write_file
 from halfbridge.training.interrupts import Interrupted
@@ -239,6 +240,23 @@ def test_a_cache_larger_than_its_limit_goes_to_the_disk_with_a_notice_and_trains
     assert list((tmp_path / "cache").iterdir()) == []
     train(tmp_path / "memory", cache="memory", **options)
     assert state(tmp_path / "disk") == state(tmp_path / "memory")
+
+
+def test_the_notice_of_a_cache_on_the_disk_is_at_the_call_of_fit_bridge():
+    with pytest.warns(RuntimeWarning, match="goes to the disk") as told:
+        train(cache_limit=1, iterations=1)
+    assert [Path(one.filename).name for one in told] == ["bridge_runs.py"]
+
+
+@pytest.mark.parametrize("where", ["disk", "memory"])
+def test_a_cache_is_where_it_is_asked_to_be_and_on_the_disk_beside_what_the_run_writes(where, tmp_path, monkeypatch):
+    places, mapped = [], room._mapped
+    monkeypatch.setattr(room, "_mapped", lambda *a: (places.append(a[-1]), mapped(*a))[1])
+    train(tmp_path / "run", cache=where, iterations=1, cache_limit=1)
+    train(tmp_path / "other", cache=where, iterations=1, cache_folder=tmp_path / "cache")
+    train(cache=where, iterations=1)
+    wanted = [tmp_path / "run", tmp_path / "cache", Path(tempfile.gettempdir())]
+    assert places == (wanted if where == "disk" else [])
 
 
 def test_a_steps_order_is_looked_up_once_for_all_its_micro_batches(monkeypatch):

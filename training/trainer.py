@@ -19,7 +19,7 @@ from halfbridge.training.objectives import Objective
 from halfbridge.training.settings import Settings
 from halfbridge.training.workers import Workers
 
-__all__ = ["Asked", "NotFinite", "Step", "Task", "Trainer"]
+__all__ = ["Asked", "NotFinite", "Step", "Task", "Trainer", "rows_on"]
 
 AUTOCAST = {"bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -177,9 +177,9 @@ class Trainer:
     def _examples(self, rows: torch.Tensor, first: int) -> torch.Tensor:
         """These rows of the data, which are rows first, first + 1, ... of the batch, on the network's device."""
         if self.bins is None:
-            return _rows(self.data, rows, self.device)
+            return rows_on(self.data, rows, self.device)
         assert self.bins.pixels is not None
-        pixels, example = _rows(self.bins.pixels, rows, self.device), self.step * self.settings.batch_size + first
+        pixels, example = rows_on(self.bins.pixels, rows, self.device), self.step * self.settings.batch_size + first
         return self.bins.spread(pixels, self.settings.seed, example, dtype=self.data.dtype)
 
     def _network(self, rows: torch.Tensor, noise: StepNoise) -> Network:
@@ -267,12 +267,12 @@ def _optimizer(parameters: list[torch.nn.Parameter], settings: Settings) -> torc
         return kind(parameters, **options)
 
 
-def _rows(values: torch.Tensor, rows: torch.Tensor, device: torch.device) -> torch.Tensor:
+def rows_on(values: torch.Tensor, rows: torch.Tensor, device: torch.device) -> torch.Tensor:
     """values[rows] on `device`; to a GPU through pinned memory, so that the copy waits for nothing."""
     if values.device == device:
-        return values[rows.to(device)]
+        return values.index_select(0, rows.to(device))
     if device.type != "cuda":
-        return values[rows].to(device)
+        return values.index_select(0, rows).to(device)
     pinned = torch.empty(len(rows), *values.shape[1:], dtype=values.dtype, device="cpu", pin_memory=True)
     return torch.index_select(values, 0, rows, out=pinned).to(device, non_blocking=True)
 

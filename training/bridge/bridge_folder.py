@@ -86,7 +86,9 @@ def describe_bridge(
             "form": regressor.form if regressor.variance == "matched" else None,
             "weighting": regressor.weighting,
             "covariance_paths": regressor.covariance_paths,
-            "first": None if regressor.first is None else _describe_first(regressor.first, reference, start.sample(1, 0)),
+            "first": None
+            if regressor.first is None
+            else _describe_first(regressor.first, reference, start.sample(1, 0)),
         },
         "cache": {"paths": regressor.cache_paths, "refresh": regressor.refresh},
         "settings": regressor.settings.config,
@@ -136,7 +138,9 @@ def _trained(*configs: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
         | {"settings": {**Settings.load(config["settings"]).fixed(), "steps": config["settings"]["steps"]}}
         for config in configs
     )
-    new["regression"] = new["regression"] | {"first": _same(old["regression"].get("first"), new["regression"].get("first"))}
+    new["regression"] = new["regression"] | {
+        "first": _same(old["regression"].get("first"), new["regression"].get("first"))
+    }
     return old, new
 
 

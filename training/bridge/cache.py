@@ -16,6 +16,7 @@ from halfbridge.training.bridge.reference import ReferenceChain
 from halfbridge.training.bridge.regression import Batch
 from halfbridge.training.bridge.room import buffer
 from halfbridge.training.bridge.targets import TARGETS
+from halfbridge.training.trainer import rows_on
 from halfbridge.training.workers import ALONE, Workers, finite_in_all
 
 __all__ = ["TrajectoryCache"]
@@ -102,7 +103,7 @@ class TrajectoryCache:
         return Batch(self._rows(here), self._rows(value), told, self._gammas[interval], self._known[interval])
 
     def _rows(self, index: Tensor) -> Tensor:
-        return self.states.index_select(0, index.to(self._states.device)).to(self.device)
+        return rows_on(self.states, index, self.device)
 
     def _share(self, half: HalfBridge, seed: int, first: int, held: Tensor) -> None:
         """`_fill`, each process a share of the paths. Shares are of one size, so that the last may overlap."""

@@ -115,8 +115,9 @@ def fit_bridge(
                 coupling_size, "ot" or "sinkhorn": see `Coupling`. coupling_size has a part in the last two alone
     target, variance, form, weighting, first, cache_paths, refresh, cache, cache_limit, cache_folder, covariance_paths, chunk
                 see `NetworkRegressor`. `first` may be the folder of a run of `fit_score` too, whose averaged network it then is;
-                the folder is written down, and `load_bridge` reads it again while the iterate needs it. The targets "mean" and
-                "drift" differ where weighting="plain" alone
+                the folder is written down, and `load_bridge` reads it again while the iterate needs it. A cache on the disk is
+                in `out`, where there is one, unless cache_folder is another. The targets "mean" and "drift" differ where
+                weighting="plain" alone
     monitor_paths  paths that each iterate is measured on, see `Monitor`; stop: a `StopRule`
     settings, changes  `training.Settings`, whose fields are keywords here too. `steps` are the steps of each half-bridge, and the
                 learning rate's schedule begins anew with each; class_dropout and sample_* have no part here
@@ -141,6 +142,9 @@ def fit_bridge(
     whole_number("iterations", iterations, " (5, say; each is two half-bridges)")
     settings, nets = settings_of(settings, changes), {"forward_net": forward_net, "backward_net": backward_net}
     laws, workers = ends(start, end, nets), current()
+    if callback is not None and not callable(callback):
+        raise TypeError(f"`callback` is a {type(callback).__name__}; pass a function of a BridgeState")
+    cache_folder = out if cache_folder is None else cache_folder
     first, first_run = _score(first, laws[0])
     check(nets, laws[0], reference, first, stop, settings, workers, plots)
     if out is None and (resume is not False or plots):

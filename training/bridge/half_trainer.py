@@ -11,6 +11,7 @@ from halfbridge.training.bridge.cache import TrajectoryCache
 from halfbridge.training.bridge.half_bridge import HalfBridge
 from halfbridge.training.bridge.network import shares_labels
 from halfbridge.training.bridge.regression import Regression
+from halfbridge.training.data.bijection import scattered
 from halfbridge.training.data.order import shuffled
 from halfbridge.training.settings import Settings
 from halfbridge.training.trainer import Task, Trainer
@@ -18,12 +19,16 @@ from halfbridge.training.workers import Workers
 
 __all__ = ["HalfBridgeTrainer"]
 
+SORTED = (
+    1 << 16
+)  # rows whose order is had by sorting, which keeps a few: of more it would be larger than a cache in the plane
+
 
 class HalfBridgeTrainer(Trainer):
     """A `Trainer` whose examples are the rows of a cache of the teacher's trajectories, simulated anew every `refresh` steps.
 
     Steps are counted over the run, half-bridge after half-bridge, each of settings.steps, and what dropout draws follows from
-    that count. Batches take the rows in the passes of `shuffled`, and each refresh begins a pass of its own. So the
+    that count. Batches take the rows in shuffled passes, and each refresh begins a pass of its own. So the
     state after a step is a function of the arguments, the teacher and the step, as of `Trainer`.
     """
 
@@ -56,7 +61,8 @@ class HalfBridgeTrainer(Trainer):
         fill, at = divmod(self.step, self.refresh)
         fills = self.half.index * math.ceil(self.settings.steps / self.refresh) + fill
         passes = math.ceil(self.refresh * batch / rows)
-        return shuffled(rows, self.settings.seed, at, batch, fills * passes)
+        order = shuffled if rows <= SORTED else scattered
+        return order(rows, self.settings.seed, at, batch, fills * passes)
 
     def _task(self, rows: torch.Tensor, first: int) -> Task:
         batch = self.cache.batch(rows, self.shared)

@@ -23,6 +23,7 @@ from halfbridge.training.bridge.network import NetworkTransitions, VarianceHead
 from halfbridge.training.bridge.reference import ReferenceChain
 from halfbridge.training.bridge.regression import Regression, check_weighting
 from halfbridge.training.bridge.residuals import check_paths, residual_covariances, variance_factors
+from halfbridge.training.bridge.room import check_place
 from halfbridge.training.bridge.targets import check_target
 from halfbridge.training.bridge.transitions import ScoreTransitions, Transitions
 from halfbridge.training.modes import training_mode, uncompiled
@@ -124,6 +125,7 @@ class NetworkRegressor:
         self.chunk = integer(
             "chunk", rows if chunk is None else chunk, 1, 1 << 31, "pass the paths to simulate at once"
         )
+        check_place(cache, cache_limit, cache_folder)
         self._where, self._limit, self._folder = cache, cache_limit, cache_folder
         self._given = {Direction.FORWARD: forward_net, Direction.BACKWARD: backward_net}
         self.nets = {way: uncompiled(net) for way, net in self._given.items()}

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import contextlib
 import math
 import mmap
 import os
 import shutil
+import sys
 import tempfile
 import warnings
 from collections.abc import Sequence
@@ -15,8 +15,9 @@ from pathlib import Path
 import torch
 
 from halfbridge.solvers.nearest import nearest
+from halfbridge.training.bridge.memory import available
 
-__all__ = ["WHERE", "available", "buffer"]
+__all__ = ["WHERE", "buffer", "check_place"]
 
 WHERE = ("auto", "memory", "disk")
 SHARE = 0.5  # of the memory that is free: the rest is for networks and their work
@@ -31,51 +32,60 @@ def buffer(
     folder: str | os.PathLike[str] | None = None,
     among: int = 1,
 ) -> torch.Tensor:
-    """An uninitialised tensor in memory on `device`, or on the disk: then it is on the CPU.
+    """An uninitialised tensor in memory on `device`, or on the CPU: there, or on the disk.
 
-    where: "memory", "disk", or "auto", which takes memory unless the tensor is larger than `limit` bytes (default half of what
-    is available, shared `among` processes on a CPU), and says so in a RuntimeWarning where it goes to the disk. folder: of the
-    file, default the system's for temporary files. The file's space is reserved at once, and it has no name (where the file
-    system makes no such files, one for a moment): the space is given back with the tensor, even by a process that is killed.
+    where: "memory", "disk", or "auto": the first that has room for it of the device's memory, the CPU's and the disk. Memory
+    has, where the tensor is no larger than half of what is free (on a CPU shared `among` processes), or than `limit` bytes.
+    A RuntimeWarning says so where it goes to the disk. folder: of the file, default the system's for temporary files. The
+    file's space is reserved at once, and it has no name (where the file system makes no such files, one for a moment): the space
+    is given back with the tensor, even by a process that is killed.
 
-    ValueError for another `where` or a limit that is not positive, OSError where the disk has no room.
+    ValueError as of `check_place`, OSError where the disk has no room.
     """
+    check_place(where, limit, folder)
+    size = math.prod(shape) * dtype.itemsize
+    if where == "memory":
+        return torch.empty(tuple(shape), dtype=dtype, device=device)
+    cpu = torch.device("cpu")
+    if where == "auto":
+        most = {place: _most(place, limit, among) for place in (device, cpu)}
+        for place, bytes_ in most.items():
+            if bytes_ is None or size <= bytes_:
+                return torch.empty(tuple(shape), dtype=dtype, device=place)
+        what = f"cache_limit = {limit}" if limit is not None else f"{most[cpu]}, its share of the free memory"
+        warnings.warn(
+            f"the cache of trajectories has {size} bytes, more than {what}: it goes to the disk, in "
+            f"{folder or tempfile.gettempdir()}; pass fewer cache_paths to keep it in memory",
+            RuntimeWarning,
+            stacklevel=_outside(),
+        )
+    return _mapped(shape, dtype, size, Path(folder or tempfile.gettempdir()))
+
+
+def check_place(where: object, limit: object, folder: object) -> None:
+    """ValueError for another place than WHERE and a limit that is not positive, TypeError for a folder that is no path."""
     if where not in WHERE:
         raise ValueError(f"`cache` = {where!r} is no place for a cache; {nearest(where, WHERE)}")
     if limit is not None and (isinstance(limit, bool) or not isinstance(limit, int) or limit < 1):
         raise ValueError(f"`cache_limit` = {limit!r} must be a number of bytes, at least 1, or None")
-    size = math.prod(shape) * dtype.itemsize
-    if where == "auto":
-        free = available(device)
-        share = SHARE if device.type == "cuda" else SHARE / among
-        most = limit if limit is not None else None if free is None else int(share * free)
-        if most is not None and size > most:
-            what = f"cache_limit = {most}" if limit is not None else f"half of the {free} bytes of free memory"
-            warnings.warn(
-                f"the cache of trajectories has {size} bytes, more than {what}: it goes to the disk, in "
-                f"{folder or tempfile.gettempdir()}; pass fewer cache_paths to keep it in memory",
-                RuntimeWarning,
-                stacklevel=2,
-            )
-            where = "disk"
-    if where != "disk":
-        return torch.empty(tuple(shape), dtype=dtype, device=device)
-    return _mapped(shape, dtype, size, Path(folder or tempfile.gettempdir()))
+    if folder is not None and not isinstance(folder, (str, os.PathLike)):
+        raise TypeError(f"`cache_folder` = {folder!r} is a {type(folder).__name__}; pass the path of a folder, or None")
 
 
-def available(device: torch.device) -> int | None:
-    """Bytes of memory that could be had on the device now; None where the system does not tell."""
-    if device.type == "cuda":
-        return int(torch.cuda.mem_get_info(device)[0])
-    if device.type != "cpu":
-        return None
-    with contextlib.suppress(OSError, ValueError, IndexError):
-        for line in Path("/proc/meminfo").read_text().splitlines():
-            if line.startswith("MemAvailable:"):
-                return int(line.split()[1]) * 1024
-    with contextlib.suppress(OSError, ValueError, AttributeError):
-        return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    return None
+def _most(place: torch.device, limit: int | None, among: int) -> int | None:
+    """Bytes that may be taken there, of which the host's are for all processes; None where that is not known."""
+    if limit is not None:
+        return limit
+    free = available(place)
+    return None if free is None else int(SHARE * free / (among if place.type == "cpu" else 1))
+
+
+def _outside() -> int:
+    """The stacklevel, for who calls this, of the nearest call from outside this library."""
+    frame, level = sys._getframe(1), 1
+    while frame.f_back is not None and frame.f_globals.get("__name__", "").startswith("halfbridge."):
+        frame, level = frame.f_back, level + 1
+    return level
 
 
 def _mapped(shape: Sequence[int], dtype: torch.dtype, size: int, folder: Path) -> torch.Tensor:
