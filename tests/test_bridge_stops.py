@@ -182,6 +182,22 @@ def test_a_signal_while_an_iterate_is_measured_stops_after_that(index, left, tmp
     assert state(tmp_path / "run") == state(tmp_path / "whole")
 
 
+def test_a_signal_while_a_run_diverges_is_not_lost(tmp_path, monkeypatch):
+    measure, why = Monitors.measure, r"half-bridge 1 \(forward\) diverged: the forward chain is not finite"
+
+    def signalled(monitors, now, *rest):
+        if now.index == 2:
+            signal.raise_signal(signal.SIGTERM)
+        return measure(monitors, now, *rest)
+
+    monkeypatch.setattr(Monitors, "measure", signalled)
+    with (
+        pytest.warns(RuntimeWarning, match=why),
+        pytest.raises(Interrupted, match=f"stopped by SIGTERM after step 10; the run is saved in .*: {why}"),
+    ):
+        train(tmp_path / "run", both=[Burst(after=1, training=False), Burst()], iterations=1)
+
+
 def test_a_config_that_was_edited_changes_no_bridge_that_is_read(tmp_path):
     """The checkpoint's own, which its SHA-256 covers, is gone by; and a reference that is given must be that one."""
     out = tmp_path / "run"

@@ -12,8 +12,10 @@ from tqdm.auto import tqdm
 from halfbridge.training.bridge.bridge_folder import BridgeFolder
 from halfbridge.training.bridge.bridge_plots import plot_monitors, plot_samples
 from halfbridge.training.bridge.direction import Direction
+from halfbridge.training.bridge.ipf import Iterate
 from halfbridge.training.bridge.monitors import Monitor, Monitored, StopRule
 from halfbridge.training.bridge.run import BridgeRun
+from halfbridge.training.bridge.views import Bridge
 from halfbridge.training.folder import saved_if_it_fails
 from halfbridge.training.interrupts import Heard, Interrupted, watch
 from halfbridge.training.log import SMOOTHED, Log, Row
@@ -24,7 +26,7 @@ __all__ = ["BridgeLoop", "BridgeState"]
 
 
 class BridgeState(NamedTuple):
-    """What a callback is told after each step."""
+    """What a callback is told after each step. The networks are those in training: look, do not keep."""
 
     iterate: int
     """n: the half-bridge in training is that from pi^n to pi^{n+1}."""
@@ -43,6 +45,17 @@ class BridgeState(NamedTuple):
     """Time in training."""
     monitors: list[Monitor]
     """Of the iterates so far."""
+    now: Iterate
+    """pi^n with its end laws; `now.law` samples it."""
+    net: torch.nn.Module
+    """The network in training, in train mode."""
+    average: torch.nn.Module
+    """Its average of the first decay, in eval mode."""
+
+    @property
+    def bridge(self) -> Bridge | None:
+        """pi^n as a `Bridge`; None in the first half-bridge, before which there are no backward kernels."""
+        return None if self.now.backward is None else Bridge(self.now.forward, self.now.backward)
 
 
 class BridgeLoop:
@@ -85,6 +98,7 @@ class BridgeLoop:
                             self.half_bridge(heard)
                             if run.diverged is not None:  # beside what is there, which may be the healthy one
                                 self.save(beside=1, again=True)
+                                self.end(self.asked(heard), heard)
                 finally:
                     if self.log is not None:
                         self.log.close()
@@ -121,10 +135,11 @@ class BridgeLoop:
         if asked.stop and self.folder is not None:
             name = "a signal" if heard.signal is None else heard.signal.name
             left = "resume it to go on" if self.run.now.index < self.half_bridges else "it is complete"
+            left = left if self.run.diverged is None else self.run.diverged.why
             raise Interrupted(
                 f"stopped by {name} after step {self.run.step}; the run is saved in {self.folder.path}: {left}"
             )
-        if asked.end:
+        if asked.end and self.run.diverged is None:
             self.run.stopped = "the callback"
 
     def told(self, done: Step) -> None:
@@ -140,7 +155,8 @@ class BridgeLoop:
                 self.log.row(row)
             if self.callback is not None:
                 half = trainer.half
-                state = BridgeState(half.index, half.direction.value, *row[:6], list(run.rows))
+                nets = trainer.model["net"], trainer.averaged()[0]
+                state = BridgeState(half.index, half.direction.value, *row[:6], list(run.rows), run.now, *nets)
                 self.ended = self.callback(state) is True or self.ended
                 trainer.model.train()  # whatever mode it was put in to be looked at
             self.bar.update()

@@ -120,10 +120,11 @@ def fit_bridge(
                 weighting="plain" alone
     monitor_paths  paths that each iterate is measured on, see `Monitor`; stop: a `StopRule`
     settings, changes  `training.Settings`, whose fields are keywords here too. `steps` are the steps of each half-bridge, and the
-                learning rate's schedule begins anew with each; class_dropout and sample_* have no part here
+                learning rate's schedule begins anew with each; class_dropout and sample_* have no part here. `precision` is of
+                training alone: caches, monitors and the bridge are simulated in the networks' own
     plots       with `out`: monitors.png, and a picture of each chain's end in samples/
-    progress: show steps and loss. callback: called with a `BridgeState` after each step; the run ends where it returns True, and
-                is saved where it raises.
+    progress    show steps and loss. callback: called with a `BridgeState` after each step, which has the iterate and networks to
+                sample from; the run ends where it returns True, and is saved where it raises
 
     out, resume  as of `fit_score`: a folder that a killed run goes on from, to the same bits on a CPU with the same number of
                 threads. `iterations` may be another then, as may `stop` and what settings leave free; the steps may not.
