@@ -54,9 +54,9 @@ class OurNumbers(PlainBridge):
 
     def batches(self, data, count):
         for _ in range(count):
-            step = self.half_bridges * STEPS + self.seen
+            fill = self.half_bridges * STEPS // REFRESH + self.refreshes  # each begins a pass of its own
+            rows = shuffled(len(data[0]), SEED, self.seen % REFRESH, BATCH, fill)
             self.seen += 1
-            rows = shuffled(len(data[0]), SEED, step, BATCH)
             yield tuple(part[rows] for part in data)
 
 

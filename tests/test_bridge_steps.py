@@ -1,5 +1,6 @@
 """The steps of a bridge's run: micro-batches, precision, dropout, what a callback is told, and what pictures are handed."""
 
+import copy
 from unittest import mock
 
 import pytest
@@ -23,11 +24,18 @@ def test_micro_batches_are_parts_of_the_batch_that_is_trained_on_at_once(options
 
 
 class Spied(MLP):
-    """Notes, of each call, whether it is trained and under which precision; with dropout."""
+    """Notes, of each call of it or of a copy, whether it is trained and under which precision; with dropout."""
 
     def __init__(self):
         super().__init__(2, hidden=8, depth=1)
         self.seen = []
+
+    def __deepcopy__(self, memo):
+        memo[id(self.seen)] = self.seen
+        made = type(self).__new__(type(self))
+        memo[id(self)] = made
+        made.__dict__ = copy.deepcopy(self.__dict__, memo)
+        return made
 
     def forward(self, x, t):
         self.seen.append((self.training, torch.is_autocast_enabled("cpu")))

@@ -81,7 +81,7 @@ def test_every_row_has_had_the_same_number_of_training_steps(small, made):
 
 def test_the_row_of_dsb_is_of_the_backward_chain_from_the_prior(small, made, again):
     x = [hb.kernels.normal((small.samples, 2), SEED + 10_000 + k) for k in range(2)]
-    ends = [again.translate(start, SEED + 10_000 + k, to="start", last_noise=False) for k, start in enumerate(x)]
+    ends = [bridges.simulate(again.backward, start, SEED + 10_000 + k, last_noise=False) for k, start in enumerate(x)]
     _agree(made[1]["few"]["3"]["DSB"], ends, small)
 
 

@@ -20,7 +20,7 @@ class Settings:
     """N."""
     iterations: int = 5
     """Of IPF, two half-bridges each."""
-    half_bridge: int = 500
+    half_bridge: int = 1000
     """Steps of training of a half-bridge."""
     batch_size: int = 256
     lr: float = 2e-3
