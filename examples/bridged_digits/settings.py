@@ -53,7 +53,7 @@ class Settings:
     few_noise: float = 1.0
     few_ratio: float = 10.0  # of the last step size to the first, which is at the data
     few_iterations: int = 2
-    few_steps: int = 150  # of each half-bridge; a score-based model has those of all half-bridges together
+    few_steps: int = 400  # of each half-bridge; a score-based model has those of all half-bridges together
 
     holdout: float = 1 / 3
     copies: int = 4  # dequantisations of each digit trained on
