@@ -45,7 +45,7 @@ def run(out: Path, settings: Settings = FULL, seed: int = 0, say: Callable[[str]
         trained[case.title] = models.bridge(case, s, seed, s.steps)
     timed(f"{MOONS.title}: DSBM")
     trained[f"{MOONS.title}, DSBM"] = models.bridge(MOONS, s, seed, s.steps, "dsbm")
-    bridges = {name: measures.described(one) for name, one in trained.items()}
+    bridges = {name: measures.described(one, s, seed) for name, one in trained.items()}
 
     timed("couplings")
     solved = measures.static(MOONS, s, seed, models.chain(s, s.steps).process)

@@ -19,6 +19,7 @@ sys.path.insert(0, str(Path(__file__).parent.parent / "examples"))
 import digits_bridge as example
 from bridged_digits import few_steps, hundred, report, translation
 from bridged_digits.judged import Judged, blends, like, mean_and_deviation, noisy, squared
+from written_by import command
 
 SMALL = dataclasses.replace(example.QUICK, hundred_steps=3, pair_steps=3, few_steps=2, budgets=(3, 4))
 
@@ -155,14 +156,52 @@ def test_models_are_trained_alike_and_sample_in_the_evaluations_they_are_named_b
     assert sorted(models) == sorted((name, n) for name in few_steps.METHODS for n in SMALL.budgets)
 
 
-def test_the_words_on_few_steps_follow_the_numbers():
-    def rows(*values):
+def test_the_words_on_few_steps_follow_the_numbers_and_their_standard_errors():
+    def rows(*values, deviation=0.0):
         names = [(m, n) for m in ("DSB", "SGM, VP") for n in (5, 10)]
-        return [{"model": m, "evaluations": n, "energy": [v, 0.0]} for (m, n), v in zip(names, values, strict=True)]
+        return [
+            {"model": m, "evaluations": n, "energy": [v, deviation]} for (m, n), v in zip(names, values, strict=True)
+        ]
 
-    text = report._seen(rows(0.1, 0.05, 0.3, 0.2), (5, 10))
-    assert "nearest is DSB at 5, DSB at 10 steps" in text
-    assert "nearer than SGM, VP at 5 and 10 steps, and with 5 steps no farther than it with 10" in text
-    text = report._seen(rows(0.4, 0.25, 0.3, 0.2), (5, 10))
-    assert "nearest is SGM, VP at 5, SGM, VP at 10 steps" in text
-    assert "nearer than SGM, VP at no number of steps; it never is so with fewer steps" in text
+    text = report._seen(rows(0.1, 0.05, 0.3, 0.2), (5, 10), 4)
+    assert "nearest is DSB at 5; DSB at 10 steps" in text
+    assert (
+        "Against SGM, VP DSB is nearer at 5 and 10 steps, farther at no number of steps, and with 5 steps no farther"
+        in text
+    )
+    text = report._seen(rows(0.4, 0.25, 0.3, 0.2), (5, 10), 4)
+    assert "nearest is SGM, VP at 5; SGM, VP at 10 steps" in text
+    assert "nearer at no number of steps, farther at 5 and 10 steps, and with fewer steps always farther" in text
+    for deviation, level in ((0.05, True), (0.03, False)):  # a gap of 0.05 beside 2 sqrt(2/4) deviations
+        text = report._seen(rows(0.35, 0.3, 0.3, 0.25, deviation=deviation), (5, 10), 4)
+        assert ("SGM, VP at 5 (no farther within the error: DSB)" in text) is level
+        assert ("farther at no number of steps" in text) is level
+
+
+def test_what_a_coupling_saves_is_said_of_translations_alone():
+    """Digits that stay as they are save all that a pairing can, and are no translations."""
+    t = {"real": {"8": {"energy": [0.0, 0.01]}}, "untranslated": {"energy": 2.0}}
+    row = {"method": "DSB", "to": 8, "recognised": [0.9, 0.0], "energy": [0.1, 0.0], "moved": [0.1, 0.0],
+           "dealt": [0.5, 0.0], "repaired": [0.1, 0.0]}  # fmt: skip
+    text = report._kept(row, t)
+    assert "100% is saved" in text
+    assert "10.0 deviations" in text
+    for other in ({"recognised": [0.4, 0.0]}, {"energy": [0.6, 0.0]}):
+        text = report._kept({**row, **other}, t)
+        assert "saved" not in text
+        assert "too far" in text
+
+
+def test_the_page_has_the_command_that_wrote_it(experiment):
+    _, results = experiment
+    for settings, seed, wanted in (
+        (example.FULL, 0, "digits_bridge.py"),
+        (example.FULL, 2, "digits_bridge.py --seed 2"),
+        (example.QUICK, 0, "digits_bridge.py --quick"),
+    ):
+        read = json.loads(json.dumps(dataclasses.asdict(settings)))
+        written = command(
+            "digits_bridge.py", {**results, "settings": read, "seed": seed}, example.FULL, example.QUICK, "seed"
+        )
+        assert written == f"python examples/{wanted}"
+    assert f"OMP_NUM_THREADS={results['threads']} python examples/digits_bridge.py --quick\n" in report.render(results)

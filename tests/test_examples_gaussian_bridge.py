@@ -47,7 +47,9 @@ def test_the_page_is_written_from_results_json(modules, made):
     wanted = f"| {SEED} | {row['end']['mean']:.4f} | {100 * row['end']['cov']:.2f} % | {row['start']['mean']:.4f} | "
     assert wanted in page
     assert "not all are within" in page
-    assert "--seed 3" in page
+    assert "python examples/gaussian_bridge.py --quick --seed 3\n" in page
+    more = modules["report"].render({**results, "settings": {**results["settings"], "seeds": 2}})
+    assert "gaussian_bridge.py --quick --seed 3 --seeds 2\n" in more
     for cov, verdict in ((0.0299, ": all are within"), (0.0301, ": not all are within")):
         rows = [{**row, "end": {"mean": 0.0199, "cov": 0.0299}, "start": {"mean": 0.0199, "cov": cov}}]
         assert verdict in modules["report"].render({**results, "networks": rows})

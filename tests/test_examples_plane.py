@@ -114,7 +114,9 @@ def test_the_rows_of_score_models_are_those_of_hb_sample(small, made):
 
 def test_monitors_and_floors_are_those_of_the_fits(made, again, modules, small):
     fit = modules["models"].bridge(modules["laws"].CHECKERBOARD, small, SEED, 3).fit
-    described = modules["measures"].described(modules["models"].Trained(modules["laws"].CHECKERBOARD, fit, 0.0))
+    described = modules["measures"].described(
+        modules["models"].Trained(modules["laws"].CHECKERBOARD, fit, 0.0), small, SEED
+    )
     assert described["floors"] == again.floors
     assert described["monitors"][0]["kl"] is None
     for row, wanted in zip(described["monitors"], again.monitors, strict=True):
@@ -140,20 +142,43 @@ def test_the_pages_tables_are_results_json(made):
         assert cells == [f"{row['cost']:.3f} ± {row['cost_se']:.3f}", f"{row['variation']:.3f}"]
     ends = _cells(page, "| bridge")
     for name, one in results["bridges"].items():
-        rows, floors = one["monitors"], one["floors"]
-        assert ends[name][0] == (
-            f"{rows[0]['start_sliced_w2']:.3f} → {rows[2]['start_sliced_w2']:.3f} ({floors['start_sliced_w2']:.3f})"
-        )
-        assert ends[name][1] == (
-            f"{rows[1]['end_sliced_w2']:.3f} → {rows[3]['end_sliced_w2']:.3f} ({floors['end_sliced_w2']:.3f})"
-        )
+        rows = one["monitors"]
+        for i, end in enumerate(("start", "end")):
+            floor = "{:.3f} ± {:.3f}".format(*one["law_floors"][end])
+            first, last = (rows[k][f"{end}_sliced_w2"] for k in (i, i + 2))
+            assert ends[name][i] == f"{first:.3f} → {last:.3f} ({floor})"
         assert ends[name][2] == f"{1e3 * rows[2]['start_energy_distance']:.2f}"
         assert ends[name][4:6] == [f"{row['kl']:.3f} ± {row['kl_error']:.3f}" for row in rows[2:]]
     for name in PICTURES:
         assert f"({name}.png)" in page
         assert (out / f"{name}.png").read_bytes()[:4] == b"\x89PNG"
-    assert "--seed 3" in page
+    assert "python examples/plane_bridges.py --quick --seed 3\n" in page
     assert "{" not in page
+
+
+def test_floors_are_of_several_pairs_of_fresh_samples_of_each_law(modules, small):
+    found = modules["measures"].law_floors(modules["laws"].MOONS, small, SEED)
+    for end, draw in (("start", points.labelled_moons), ("end", points.labelled_ring)):
+        pairs = [(draw(50, SEED + 80_000 + k).points, draw(50, SEED + 90_000 + k).points) for k in range(12)]
+        each = torch.tensor([hb.reference.sliced_w2(x, y) for x, y in pairs], dtype=torch.float64)
+        assert found[end] == pytest.approx([float(each.mean()), float(each.std())], rel=1e-6)
+
+
+def test_errors_are_told_in_deviations_of_the_floor(modules):
+    """Above it, within it and, for an error that no bridge should have, below."""
+    for last, wanted in ((0.2, "10.0 deviations above the floor"), (0.11, "within two deviations of the floor (0.090 after"),
+                         (0.05, "5.0 deviations below the floor")):  # fmt: skip
+        rows = [
+            {"iterate": i + 1, "direction": ("backward", "forward")[i % 2], "start_sliced_w2": v, "end_sliced_w2": v}
+            for i, v in enumerate((0.4, 0.4, 0.09, 0.09, last, last))
+        ]
+        floors = {"start": (0.1, 0.01), "end": (0.1, 0.01)}
+        text = " ".join(
+            modules["report"]
+            ._bridge_seen("x", {"monitors": rows, "law_floors": floors, "stopped": "iterations"})
+            .split()
+        )
+        assert f"at the start the error goes from 0.400 to {last:.3f}, {wanted}" in text
 
 
 def test_the_page_says_who_needs_more_steps(modules, made):

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from written_by import command
+
+from bridged_digits.settings import FULL, QUICK
+
 __all__ = ["render"]
 
-COMMAND = "OMP_NUM_THREADS={threads} python examples/digits_bridge.py --seed {seed}"
+NEAR = 0.25
+"""A translation is one where this share of the untranslated digits' energy distance is left, and half is recognised."""
 
 
 def render(r: Mapping[str, Any]) -> str:
@@ -17,7 +23,7 @@ def render(r: Mapping[str, Any]) -> str:
         "# Digits: diffusion Schrödinger bridges",
         "",
         "```sh",
-        COMMAND.format(**r),
+        f"OMP_NUM_THREADS={r['threads']} {command('digits_bridge.py', r, FULL, QUICK, 'seed')}",
         "```",
         "",
         f"Three experiments on scikit-learn's 1797 handwritten digits of 8x8 pixels, on {_threads(r)} of a CPU: "
@@ -27,7 +33,7 @@ def render(r: Mapping[str, Any]) -> str:
         f"digits has no noise. {r['digits'][1]} digits are held out, and with them the judges of the "
         "[digits example](../digits/README.md) are made. *Recognised* is what an SVM takes for one of the ten digits that "
         "knows an eleventh class too, no digit: blends of two digits, digits under noise, and draws of the Gaussian with "
-        "the digits' mean and covariance. (One that knows the ten classes alone is sure of such, too.) "
+        "the digits' mean and covariance. (One that knows the ten classes alone has to take such for one of them.) "
         "*Energy distance* (unbiased, so it may be negative) and *sliced W2* are between pixels, which span 2.",
         "",
         *_hundred(r),
@@ -156,7 +162,8 @@ def _translation(r: Mapping[str, Any]) -> list[str]:
         f"{t['real'][str(a)]['recognised']:.1%} ({a}) and {t['real'][str(b)]['recognised']:.1%} ({b}) of all cases; two "
         f"parts of real digits, of the sizes compared here, are at {_pm(t['real'][str(a)]['energy'])} ({a}) and "
         f"{_pm(t['real'][str(b)]['energy'])} ({b}), with a sliced W2 of {_pm(t['real'][str(a)]['sliced_w2'])} and "
-        f"{_pm(t['real'][str(b)]['sliced_w2'])}.",
+        f"{_pm(t['real'][str(b)]['sliced_w2'])}. The {a}s as they are, not translated, are at "
+        f"{t['untranslated']['energy']:.3f} from the {b}s, with a sliced W2 of {t['untranslated']['sliced_w2']:.3f}.",
         "",
         *(_kept(row, t) for row in last),
         "",
@@ -165,13 +172,17 @@ def _translation(r: Mapping[str, Any]) -> list[str]:
 
 
 def _kept(row: Mapping[str, Any], t: Mapping[str, Any]) -> str:
-    share = (row["dealt"][0] - row["moved"][0]) / (row["dealt"][0] - row["repaired"][0])
+    """What the coupling saves, where there is a coupling: digits left as they are save all of it."""
     mean, deviation = t["real"][str(row["to"])]["energy"]
     far = (row["energy"][0] - mean) / deviation
-    return (
-        f"- {row['method']} to {row['to']}: of what the best pairing of these images saves against a random one, {share:.0%} is "
-        f"saved; the translations are {far:.1f} deviations of real digits' energy distance from real digits."
+    told = (
+        f"- {row['method']} to {row['to']}: the translations are {far:.1f} deviations of real digits' energy distance from "
+        "real digits"
     )
+    if row["recognised"][0] < 0.5 or row["energy"][0] > NEAR * t["untranslated"]["energy"]:
+        return f"{told}, too far for what moving them cost to mean anything."
+    share = (row["dealt"][0] - row["moved"][0]) / (row["dealt"][0] - row["repaired"][0])
+    return f"{told}; of what the best pairing of these images saves against a random one, {share:.0%} is saved."
 
 
 def _few_steps(r: Mapping[str, Any]) -> list[str]:
@@ -185,8 +196,10 @@ def _few_steps(r: Mapping[str, Any]) -> list[str]:
         f"iterations on a chain of as many steps as are sampled, step sizes rising by a factor of {s['few_ratio']:g} from "
         f"the digits to the noise, variance {s['few_noise']:g} in all; its backward model sees half of the training. "
         "*SGM, same chain*: the first half-bridge of that chain, with all of the training. *SGM, VP*: `fit_score` under "
-        f"`hb.VP()`, one model for all numbers of steps, ancestral sampling. {s['samples']} digits, {s['seeds']} sampling "
-        "seeds: ± and bars are the deviation over these, and not over trainings.",
+        "`hb.VP()`, one model for all numbers of steps, whose network predicts the velocity; ancestral sampling at "
+        "the times of `hb.grids.quadratic`. Of all grids and predictions these are one choice, and at few steps the row "
+        f"depends on it. {s['samples']} digits, {s['seeds']} sampling seeds: ± and bars are the deviation over these, and "
+        "not over trainings, of which there is one for each row.",
         "",
         "![samples](few_steps.png)",
         "",
@@ -210,37 +223,50 @@ def _few_steps(r: Mapping[str, Any]) -> list[str]:
         "recognised. *Gap at the Gaussian*: energy distance of what the noising chain ends in from the law that sampling "
         "starts from; an SGM's is that of the reference itself.",
         "",
-        _seen(rows, s["budgets"]),
+        _seen(rows, s["budgets"], s["seeds"]),
         "",
     ]
     return lines
 
 
-def _seen(rows: Sequence[Mapping[str, Any]], budgets: Sequence[int]) -> str:
-    """Which model is nearest at each number of steps, and whether DSB needs fewer."""
-    energy = {(row["model"], row["evaluations"]): row["energy"][0] for row in rows}
+def _seen(rows: Sequence[Mapping[str, Any]], budgets: Sequence[int], seeds: int) -> str:
+    """Which model is nearest at each number of steps, and whether DSB needs fewer, by two standard errors of sampling."""
+    energy = {(row["model"], row["evaluations"]): row["energy"] for row in rows}
     names = list(dict.fromkeys(row["model"] for row in rows))
-    best = ", ".join(f"{min(names, key=lambda m: energy[m, b])} at {b}" for b in budgets)
-    parts = [f"By energy distance the nearest is {best} steps."]
-    for name in names:
-        if name == "DSB":
-            continue
+
+    def nearer(a: tuple[str, int], b: tuple[str, int]) -> float:
+        """By how many standard errors of the two means' difference a is nearer than b."""
+        (mean_a, deviation_a), (mean_b, deviation_b) = energy[a], energy[b]
+        return (mean_b - mean_a) / max(math.hypot(deviation_a, deviation_b) / math.sqrt(seeds), 1e-12)
+
+    nearest = []
+    for b in budgets:
+        best = min(names, key=lambda m: energy[m, b][0])
+        level = [m for m in names if m != best and nearer((best, b), (m, b)) <= 2.0]
+        nearest.append(f"{best} at {b}" + (f" (no farther within the error: {', '.join(level)})" if level else ""))
+    parts = [f"By energy distance the nearest is {'; '.join(nearest)} steps."]
+    for name in (name for name in names if name != "DSB"):
+        gaps = {b: nearer(("DSB", b), (name, b)) for b in budgets}
+        wins, losses = [b for b in budgets if gaps[b] > 2.0], [b for b in budgets if gaps[b] < -2.0]
         pairs = [
             (few, many)
             for few in budgets
             for many in budgets
-            if few < many and energy["DSB", few] <= energy[name, many]
+            if few < many and nearer(("DSB", few), (name, many)) >= -2.0
         ]
-        wins = [b for b in budgets if energy["DSB", b] < energy[name, b]]
-        beaten = "at no number of steps" if not wins else f"at {_list(wins)} steps"
-        parts.append(f"DSB is nearer than {name} {beaten}" + (
-            f", and with {pairs[0][0]} steps no farther than it with {max(many for few, many in pairs if few == pairs[0][0])}."
-            if pairs else "; it never is so with fewer steps."
-        ))  # fmt: skip
-    return " ".join(parts)
+        parts.append(
+            f"Against {name} DSB is nearer at {_list(wins)} steps, farther at {_list(losses)} steps"
+            + (f", and with {pairs[0][0]} steps no farther than it with {max(m for f, m in pairs if f == pairs[0][0])}."
+               if pairs else ", and with fewer steps always farther.")
+        )  # fmt: skip
+    return " ".join(
+        [*parts, "Differences count from two standard errors of sampling; the chance of training is not in them."]
+    )
 
 
 def _list(values: Sequence[int]) -> str:
+    if not values:
+        return "no number of"
     return ", ".join(map(str, values[:-1])) + (" and " if len(values) > 1 else "") + str(values[-1])
 
 

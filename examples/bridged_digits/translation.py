@@ -84,6 +84,7 @@ def measured(s: Settings, judged: Judged, pairs: dict[str, Pair], seed: int) -> 
         "trained_on": [int((judged.judges.train_classes == k).sum()) for k in (s.source, s.target)],
         "rows": rows,
         "real": real,
+        "untranslated": judged.distances(pair.source, pair.target),
         "independent": float(cost.mean()),
         "transport": transport(cost),
     }

@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+import math
 import textwrap
 from typing import Any
 
+from written_by import command
+
+from exact_bridges.settings import FULL, QUICK
+
 MEAN, COV = 0.02, 0.03
 """What is asked of the networks."""
+NOISE = 4.5
+"""Standard errors: the greatest of some hundreds is above this once in a thousand times."""
 
 PAGE = """# Schrödinger bridges against what is known exactly
 
@@ -90,15 +97,12 @@ seed, versions and number of threads the numbers are the same; other machines ma
 def render(results: dict[str, Any]) -> str:
     s, mixed = results["settings"], results["mixtures"]
     networks, mixtures = s["networks"], s["mixtures"]
-    options = [
-        f" --{name} {results[name]}" for name, default in (("seed", 0), ("threads", 1)) if results[name] != default
-    ]
     values = {
         **s,
         **networks,
         **results,
         **results["versions"],
-        "command": "python examples/gaussian_bridge.py" + "".join(options),
+        "command": command("gaussian_bridge.py", results, FULL, QUICK, "seed", "seeds", "threads"),
         "networks": networks_table(results),
         "verdict": _verdict(results),
         "errors": _errors(results),
@@ -152,17 +156,17 @@ def _verdict(results: dict[str, Any]) -> str:
 
 def _errors(results: dict[str, Any]) -> str:
     floor, (mean, cov), s = results["floor"], results["truncated"], results["settings"]["networks"]
+    rows = [row[to]["cov"] for row in results["networks"] for to in ("end", "start")]
+    known, mean_cov = math.hypot(cov, floor["data_cov"], floor["pairs_cov"]), sum(rows) / len(rows)
     return _filled(
         f"Where the errors come from. IPF itself, exactly solved, is still {mean:.4f} (means) and {100 * cov:.2f} % "
         f"(covariance) away after {s['iterations']} iterations. The training data miss their laws by "
         f"{floor['data_mean']:.4f} and {100 * floor['data_cov']:.2f} %, the pairs measured theirs by "
         f"{floor['pairs_mean']:.4f} and {100 * floor['pairs_cov']:.2f} % (one standard error). The chain adds nothing: with "
         "full matched covariances its fixed point between Gaussians is the closed form's coupling for any number of steps. "
-        "The rest is the training's, and mostly chance: what counts is how many trajectories the averaged networks remember, "
-        "for their chains' ends are off by about a standard deviation over the root of that number, and each half-bridge "
-        "hands its error on to the next. An average's memory is the last part of the steps alone (about a ninth of them in its "
-        "warm-up, see `nets.EMA`), and a falling learning rate's is no longer: so a chain of few steps and large batches of "
-        "rows that are not reused buy more than larger networks."
+        f"These known parts are {100 * known:.2f} % of the covariance in all, as a root of their squares' sum, and what is "
+        f"measured is {100 * mean_cov:.2f} % in the mean of {len(rows)} couplings"
+        + (": most of it is the training's." if mean_cov > 2.0 * known else ".")
     )
 
 
@@ -199,13 +203,15 @@ def _departing(results: dict[str, Any]) -> str:
 def _ou(results: dict[str, Any]) -> str:
     mean, std = results["first_half"]
     process, bridge = results["ou"][:2]
+    furthest = max(max(w["mean_z"], w["std_z"]) for w in results["ou"])
+    noise = "the simulation's noise" if furthest < NOISE else "more than the simulation's noise"
     return _filled(
         f"{results['settings']['ou_paths']} simulated paths beside the exact curves. dX = -X/2 dt + dW rests at N(0, 1) and "
         f"comes near it in T = {process['T']:g}: mean {process['mean'][1]:.3f}, standard deviation {process['std'][1]:.3f}. In "
         f"T = {bridge['T']:g} it does not get there, and the bridge of the same process does, exactly; and returns. A "
         "score-based model with the exact score, the first half-bridge (dotted), starts from N(0, 1) too and returns to mean "
         f"{mean:.3f} and deviation {std:.3f} in place of {bridge['mean'][0]:g} and {bridge['std'][0]:g}. Kernels are affine, "
-        "regressed exactly: differences are the simulation's noise."
+        f"regressed exactly: differences of up to {furthest:.1f} standard errors are {noise}."
     )
 
 

@@ -15,13 +15,16 @@ from plane.laws import COMPONENTS, Case, components, draw
 from plane.models import FIRST, Row, Trained
 from plane.settings import Settings
 
+FLOORS = 12
+"""Pairs of samples of a law, for the mean and the deviation of what a perfect bridge would have."""
+
 
 def number(value: float) -> float | None:
     """JSON has no NaN."""
     return None if math.isnan(value) else value
 
 
-def described(trained: Trained, parts: int = 40) -> dict[str, Any]:
+def described(trained: Trained, s: Settings, seed: int, parts: int = 40) -> dict[str, Any]:
     """What results.json holds of a bridge: a row a half-bridge, the floors of its errors, and means of its losses."""
     fit = trained.fit
     losses = [
@@ -31,10 +34,23 @@ def described(trained: Trained, parts: int = 40) -> dict[str, Any]:
     for row in rows:
         del row["seconds"]  # by the clock on the wall
     return {
-        "case": trained.case.name, "stopped": fit.stopped, "monitors": rows, "floors": fit.floors, "losses": losses,
+        "case": trained.case.name, "stopped": fit.stopped, "monitors": rows, "floors": fit.floors,
+        "law_floors": law_floors(trained.case, s, seed), "losses": losses,
         "steps": fit.reference.steps, "parameters": sum(p.numel() for p in fit.forward.net.parameters()),
         "cpu_seconds": trained.cpu_seconds,
     }  # fmt: skip
+
+
+def law_floors(case: Case, s: Settings, seed: int) -> dict[str, list[float]]:
+    """Sliced W2 of two samples of each end law, of the size of the monitors': mean and standard deviation over FLOORS pairs."""
+    found = {}
+    for end, law in (("start", case.start), ("end", case.end)):
+        x, y = (
+            [draw(law, s.monitor_paths, seed + place * FIRST + k).points for k in range(FLOORS)] for place in (8, 9)
+        )
+        mean, error = mean_error([hb.reference.sliced_w2(a, b) for a, b in zip(x, y, strict=True)])
+        found[end] = [mean, error * math.sqrt(FLOORS)]
+    return found
 
 
 def mean_error(values: Sequence[float]) -> tuple[float, float]:

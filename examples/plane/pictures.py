@@ -94,7 +94,8 @@ def trajectories(bridges: Sequence[Trained], s: Settings, seed: int, path: Path)
 
 
 def monitors(bridges: dict[str, dict[str, Any]], path: Path) -> None:
-    """A column a bridge of results.json: errors at both ends with their floors, KL between iterates, energy, losses."""
+    """A column a bridge of results.json: errors at both ends with their floors, KL between iterates of one
+    direction, energy, losses."""
     figure = Figure(figsize=(3.7 * len(bridges), 11.0), dpi=DPI, facecolor="white", layout="constrained")
     grid = figure.subplots(5, len(bridges), squeeze=False, sharex="col", sharey="row")
     for column, (name, one) in zip(grid.T, bridges.items(), strict=True):
@@ -105,7 +106,7 @@ def monitors(bridges: dict[str, dict[str, Any]], path: Path) -> None:
             style = {"color": WAYS[way], "label": f"at the {end}, by the {way} chain", "marker": "o", "ms": 4}
             for ax, what in ((sliced, "sliced_w2"), (energy, "energy_distance")):
                 ax.plot(at, [row[f"{end}_{what}"] for row in rows], **style)
-            sliced.axhline(one["floors"][f"{end}_sliced_w2"], color=WAYS[way], ls=":", lw=1.2)
+            sliced.axhline(one["law_floors"][end][0], color=WAYS[way], ls=":", lw=1.2)
             for ax, what in ((kl, "kl"), (work, "path_energy")):
                 known = [row for row in rows if row[what] is not None]
                 ax.errorbar([row["iterate"] for row in known], [row[what] for row in known],
@@ -120,8 +121,8 @@ def monitors(bridges: dict[str, dict[str, Any]], path: Path) -> None:
         kl.set_yscale("log")
         loss.set_xlabel("half-bridges done", color=INK)
         loss.xaxis.get_major_locator().set_params(integer=True)
-    names = ("sliced W2 (dotted: floor)", "energy distance (floor 0)", "KL to the iterate before, nats", "path energy, nats",
-             "loss")  # fmt: skip
+    names = ("sliced W2 (dotted: floor)", "energy distance (floor 0)", "KL to the iterate\ntwo before, nats",
+             "path energy, nats", "loss")  # fmt: skip
     for axes, name in zip(grid, names, strict=True):
         axes[0].set_ylabel(name, color=INK)
     grid[0, 0].legend(frameon=False, fontsize=8.5, labelcolor=INK)

@@ -7,8 +7,11 @@ import textwrap
 from collections.abc import Sequence
 from typing import Any
 
+from written_by import command
+
 from plane.laws import CHECKERBOARD, PRIOR
-from plane.settings import FULL
+from plane.measures import FLOORS
+from plane.settings import FULL, QUICK
 
 PAGE = """# Diffusion Schrödinger bridges in the plane
 
@@ -36,11 +39,11 @@ Lines go from a ring to a dot, each in the colour of its beginning.
 {bridges}
 
 - **sliced W2** of {monitor_paths} ends of chains to a sample of their law of the same size: after the first iteration
-  of IPF, after the last, and the **floor**, two samples of the law itself. The start's is reached by the backward
-  chain, the end's by the forward one. **Energy distance** after the last iteration, its floor 0 (it is unbiased, and
-  may be below).
-- **KL**: of the last iterate to the one of the same direction before, ± its standard error, for the backward chain
-  and the forward one. It measures how far IPF still moves, and the noise of training.
+  of IPF, after the last, and the **floor**, two samples of the law itself, mean ± deviation over {floors} such pairs. An
+  error is of one sample, so it has some such deviation too. The start's is reached by the backward chain, the end's by
+  the forward one. **Energy distance** after the last iteration, its floor 0 (it is unbiased, and may be below).
+- **KL**: of the last iterate of a direction to the one before it in that direction, two half-bridges earlier, ± its
+  standard error. It measures how far IPF still moves, and the noise of training.
 
 {bridges_seen}
 
@@ -113,17 +116,12 @@ number of threads the numbers are the same; other machines may differ in the las
 
 def render(results: dict[str, Any]) -> str:
     s = results["settings"]
-    options = [
-        f" --{name} {results[name]}" for name, default in (("seed", 0), ("threads", 1)) if results[name] != default
-    ]
-    if s["hidden"] != FULL.hidden:
-        options.append(" --quick")
     floor = results["floor"]
     values = {
         **s,
         **results,
         **results["versions"],
-        "command": "python examples/plane_bridges.py" + "".join(options),
+        "command": command("plane_bridges.py", results, FULL, QUICK, "seed", "threads"),
         "bridges": bridges_table(results),
         "couplings": couplings_table(results),
         "few": few_table(results),
@@ -132,6 +130,7 @@ def render(results: dict[str, Any]) -> str:
         "few_seen": "\n".join([*(_few_seen(results, n) for n in results["few"]), _needed(results)]),
         "floor_sliced": _with_error(floor["sliced_w2"], floor["sliced_w2_se"], 4),
         "floor_energy": _with_error(1e3 * floor["energy"], 1e3 * floor["energy_se"], 2) + " · 10⁻³",
+        "floors": FLOORS,
         "wide": f"{results['wide']:.3f}",
         "alpha_T": f"{results['long']['alpha_T']:.4f}",
         "sigma_min": f"{results['long']['sigma_min']:.3f}",
@@ -152,7 +151,7 @@ def bridges_table(results: dict[str, Any]) -> str:
         ways = [_of(one, way) for way in ("backward", "forward")]
         for rows, end in zip(ways, ("start", "end"), strict=True):
             key = f"{end}_sliced_w2"
-            cells.append(f"{rows[0][key]:.3f} → {rows[-1][key]:.3f} ({one['floors'][key]:.3f})")
+            cells.append(f"{rows[0][key]:.3f} → {rows[-1][key]:.3f} ({_with_error(*one['law_floors'][end], 3)})")
         cells += [
             f"{1e3 * rows[-1][f'{e}_energy_distance']:.2f}" for rows, e in zip(ways, ("start", "end"), strict=True)
         ]
@@ -190,15 +189,15 @@ def _bridge_seen(name: str, one: dict[str, Any]) -> str:
     parts = []
     for way, end in (("backward", "start"), ("forward", "end")):
         rows, key = _of(one, way), f"{end}_sliced_w2"
-        first, last, floor = rows[0][key], rows[-1][key], one["floors"][key]
+        first, last, (floor, deviation) = rows[0][key], rows[-1][key], one["law_floors"][end]
+        far = (last - floor) / deviation
+        where = f"{far:.1f} deviations above the floor" if far > 2.0 else "within two deviations of the floor"
+        if far < -2.0:
+            where = f"{-far:.1f} deviations below the floor"
         best = min(rows, key=lambda row: row[key])
         parts.append(
-            f"at the {end} the error goes from {first / floor:.1f} to {last / floor:.1f} times the floor"
-            + (
-                ""
-                if best is rows[-1]
-                else f" (the least, after half-bridge {best['iterate']}, is {best[key] / floor:.1f})"
-            )
+            f"at the {end} the error goes from {first:.3f} to {last:.3f}, {where}"
+            + ("" if last - best[key] < 2.0 * deviation else f" ({best[key]:.3f} after half-bridge {best['iterate']})")
         )
     ended = "" if one["stopped"] == "iterations" else f" It ended early: {one['stopped']}."
     return _item(f"**{name}**: {parts[0]}, {parts[1]}.{ended}")
