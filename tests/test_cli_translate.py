@@ -111,18 +111,34 @@ def test_solvers_go_along_the_flow_or_the_sde_in_any_number_of_steps(capsys, tmp
     torch.testing.assert_close(found["samples"], kept[-1])
 
 
-def test_solvers_of_fields_go_to_the_start(capsys, tmp_path, moons):
-    made, x = load_bridge(moons), Normal((2,), mean=0.5).sample(4, 0)
-    told = [moons, "-n", "4", "--solver", "dpm2", "--steps", "5"]
-    found, _ = written(capsys, tmp_path, "sample", *told, "--grid", "half_log_snr", "--t-end", "0.1")
-    grid = hb.grids.half_log_snr(hb.OU(T=2.0), 5, t_end=0.1)
+@pytest.mark.parametrize("to", ["start", "end"])
+@pytest.mark.parametrize(
+    ("solver", "maker", "noise", "name"),
+    [
+        ("dpm2", hb.DPMSolver(order=2), 0.0, "the probability flow"),
+        ("ancestral", hb.Ancestral(), 1.0, "the SDE to the"),
+        ("ddim(eta=0.5)", hb.DDIM(0.5), 0.5, "the SDE of noise 0.5 to the"),
+    ],
+)
+def test_solvers_of_fields_go_to_either_end_of_the_bridge_itself(capsys, tmp_path, moons, solver, maker, noise, name, to):
+    """Along the field of the solver's noise, and to time 0, not to the reference's t_min."""
+    made, x = load_bridge(moons), data.load("moons", n=4).examples
+    field = (made.forward_field if to == "end" else made.backward_field)(noise)
+    grid = np.linspace(2.0, 0.0, 6)
+    told = [moons, "--input", "moons(n=4)", "--to", to, "--seed", "1", "--solver", solver, "--steps", "5"]
+    found, out = written(capsys, tmp_path, "translate", *told, "--times", "1.6")
     with torch.no_grad():
-        wanted = hb.solve(made.flow_field(), hb.DPMSolver(order=2), x, grid=grid).x
-    torch.testing.assert_close(found["samples"], wanted)
-    found, _ = written(capsys, tmp_path, "sample", *told)
-    assert found["samples"].isfinite().all()
-    message = refused(capsys, "sample", *told, "--to", "end", "--out", tmp_path / "x.npz", "--quiet")
-    assert "--solver dpm2 goes from T down alone; to the end pass chain, em or heun" in message
+        kept = 1.6 if to == "start" else 0.4
+        wanted = hb.solve(field, maker, x, grid=grid, seed=1, save=[float(grid[np.abs(grid - kept).argmin()]), 0.0]).trajectory
+    torch.testing.assert_close(found["trajectory"][0], wanted[0])
+    torch.testing.assert_close(found["samples"], wanted[1])
+    assert f"along {name}" in out
+    assert ", 5 steps" in out
+    if to == "start":
+        found, _ = written(capsys, tmp_path, "translate", *told, "--grid", "half_log_snr", "--t-end", "0.1")
+        grid = hb.grids.half_log_snr(field.process, 5, t_end=0.1)
+        with torch.no_grad():
+            torch.testing.assert_close(found["samples"], hb.solve(field, maker, x, grid=grid, seed=1).x)
 
 
 def test_a_path_depends_on_its_place_and_not_on_the_number_of_them(capsys, tmp_path, moons):
@@ -208,7 +224,8 @@ def test_the_likelihood_is_that_of_the_flow_from_the_normal_end(capsys, moons):
     assert (status, err) == (0, "")
     found = json.loads(out)
     made, x0 = load_bridge(moons), data.load("moons", n=6, seed=1).examples
-    grid = hb.grids.uniform(hb.OU(T=2.0), 9)
+    grid = hb.grids.uniform(made.flow_field().process, 9)
+    assert grid[-1] == 0.0
     flow = hb.log_likelihood(made.flow_field(), x0, prior=Normal((2,), mean=0.5), solver=hb.Heun(), grid=grid)
     (row,) = found["methods"]
     assert (row["method"], found["part"]) == ("flow", "a fresh sample")
@@ -222,11 +239,11 @@ def test_the_likelihood_is_that_of_the_flow_from_the_normal_end(capsys, moons):
     [
         (["--times", "3"], "--times: 3 lies outside the bridge, which is from 0 to T = 2"),
         (["--times", "1,0.5,1"], "--times: 1 is there twice"),
-        (["--solver", "dpm3", "--times", "0,1"], "--times: 0 is not between 0.001 and 2"),
+        (["--solver", "dpm3", "--to", "start", "--t-end", "0.1", "--times", "0,1"], "--times: 0 is not between 0.1 and 2"),
         (["--solver", "hen"], "there is no solver 'hen'; did you mean 'Heun'?"),
-        (["--solver", "ancestral"], "the noise of Ancestral goes with a score, which a bridge has not"),
-        (["--solver", "Heun(churn=1)"], "the noise of Heun goes with a score"),
+        (["--solver", "Heun(churn=1)"], "the noise of Heun goes with a score of the marginals, which a bridge has not"),
         (["--solver", "pc"], "the noise of PredictorCorrector goes with a score"),
+        (["--solver", "langevin"], "the noise of Langevin goes with a score"),
         (["--steps", "9"], "--steps 9: the chain has its own times"),
         (["--grid", "uniform"], "--grid uniform: the chain has its own times"),
         (["--solver", "em", "--no-last-noise"], "--no-last-noise is of the chain's last step"),

@@ -94,45 +94,53 @@ def _chain(options: argparse.Namespace, bridge: Bridge, to: str, kept: list[floa
 
 def _solver(options: argparse.Namespace, bridge: Bridge, to: str, kept: list[float]) -> Route:
     solver = names.load_solver(options.solver)
-    problem, name, end = _problem(options, bridge, to, solver)
     if to == "end" and options.t_end is not None:
         raise ValueError(f"--t-end {options.t_end:g}: the way to the end is from 0 to T; leave it out")
-    steps = STEPS if options.steps is None else options.steps
-    make = names.grid(options.grid or "uniform")
-    times = make(bridge.reference.process, steps, t_end=end if options.t_end is None else options.t_end)
-    low, high = float(times[-1]), float(times[0])
-    outside = [t for t in kept if not low <= t <= high]
+    field, problem, name = _problem(options, bridge, to, solver)
+    steps, T = STEPS if options.steps is None else options.steps, field.process.T
+
+    def turned(t: float) -> float:
+        """u, which falls from T on the way, of t; and t of u."""
+        return T - t if to == "end" else t
+
+    make, ways = names.grid(options.grid or "uniform"), [turned(t) for t in kept]
+    times = make(field.process, steps, t_end=0.0 if options.t_end is None else options.t_end)
+    low = float(times[-1])
+    outside = [t for t, u in zip(kept, ways, strict=True) if u < low]
     if outside:
         raise ValueError(
-            f"--times: {outside[0]:g} is not between {low:g} and {high:g}, from where to where the solver goes"
+            f"--times: {outside[0]:g} is not between {low:g} and {T:g}, from where to where the solver goes"
         )
-    grid = _with(times, kept)
-    grid = grid[::-1] if to == "end" else grid
+    falling = _with(times, ways)
+    own = float if problem is field else turned  # the time that the problem is in: a field's is u
+    grid, save = [own(u) for u in falling], [own(u) for u in (*ways, falling[-1])]
 
     def go(x: Tensor, seed: int, first: int) -> Tensor:
         with torch.no_grad():
-            found = solve(problem, solver, x, grid=np.array(grid), seed=seed, first=first, save=[*kept, grid[-1]])
+            found = solve(problem, solver, x, grid=np.array(grid), seed=seed, first=first, save=save)
         return found.trajectory
 
-    return Route(f"{solver!r} along {name}, {len(grid) - 1} steps", grid, kept, go)
+    return Route(f"{solver!r} along {name}, {len(grid) - 1} steps", [turned(u) for u in falling], kept, go)
 
 
 def _problem(
     options: argparse.Namespace, bridge: Bridge, to: str, solver: Solver
-) -> tuple[SDE | ODE | Field, str, float]:
-    """What the solver integrates, its name, and the time where it ends on the way to the start."""
-    if solver.family == "sde" and SDE in solver.integrates:
-        return (bridge.forward_sde() if to == "end" else bridge.backward_sde()), f"the SDE to the {to}", 0.0
-    if solver.family != "ode":
+) -> tuple[Field, SDE | ODE | Field, str]:
+    """The bridge's field for the solver, what is solved, which may be the same as an SDE or ODE, and its name."""
+    to_end, sde = to == "end", solver.family == "sde" and SDE in solver.integrates
+    noise = 1.0 if sde else 0.0 if solver.family == "ode" else solver.stochasticity
+    if noise is None or solver.family == "corrector":
         raise ValueError(
-            f"--solver {options.solver}: the noise of {type(solver).__name__} goes with a score, which a bridge has not; pass "
-            "chain, em (its SDE), or a deterministic one such as heun (its probability flow)"
+            f"--solver {options.solver}: the noise of {type(solver).__name__} goes with a score of the marginals, which a bridge "
+            "has not; pass chain, em or ancestral (its SDE), or a deterministic one such as heun (its probability flow)"
         )
-    if ODE in solver.integrates:
-        return bridge.probability_flow(), "the probability flow", 0.0
-    if to == "end":
-        raise ValueError(f"--solver {options.solver} goes from T down alone; to the end pass chain, em or heun")
-    return bridge.flow_field(), "the probability flow", bridge.reference.process.t_min
+    field = bridge.forward_field(noise) if to_end else bridge.backward_field(noise)
+    name = {0.0: "the probability flow", 1.0: f"the SDE to the {to}"}.get(noise, f"the SDE of noise {noise:g} to the {to}")
+    if sde:
+        return field, bridge.forward_sde() if to_end else bridge.backward_sde(), name
+    if solver.family == "ode" and ODE in solver.integrates:
+        return field, bridge.probability_flow(), name
+    return field, field, name
 
 
 def _with(grid: Sequence[float], more: Sequence[float]) -> list[float]:

@@ -39,7 +39,7 @@ examples:
   halfbridge likelihood runs/digits --method flow --divergence exact -n 64 --json
   halfbridge likelihood runs/moons --data 'moons(n=2000, seed=7)' -n 2000 --solver dopri5 --rtol 1e-6
 
-Of a run of train bridge --end normal it is the log-density of its probability flow's samples at the start, from that at the end.
+Of a run of train bridge --end normal it is the log-density of its probability flow's samples at time 0, from that at the end.
 flow is the log-density of the probability flow's samples at the process's t_min (in the mean over the probes of hutchinson), to
 the solver's error: that of an adaptive solver is kept by --rtol and --atol; nothing keeps that of --steps, so compare with
 twice as many, or with dopri5. elbo is a lower bound on that of the reverse SDE's samples, of --draws times and noises.
@@ -177,8 +177,8 @@ def _of_bridge(options: argparse.Namespace, run: BridgeRun, solver: Any, say: Ca
     x0 = data.dequantised(options.seed, dtype=run.dtype) if data.levels else data.examples.to(run.dtype)
     x0 = x0[pick(len(data), min(options.number, len(data)), options.seed)].to(run.device)
     introduce_bridge(say, run)
-    field, process = run.bridge.flow_field(), run.bridge.reference.process
-    flow = _flow(options, solver, process, grids.uniform, run.shape, prior=prior)
+    field = run.bridge.flow_field()
+    flow = _flow(options, solver, field.process, grids.uniform, run.shape, prior=prior)
     start = (run.config.get("data") or {}).get("start")
     return _tell(options, say, lambda part: field, {"flow": flow}, x0, data, what, start, {"step": run.step})
 

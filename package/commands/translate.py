@@ -29,7 +29,8 @@ examples:
 A row of --input is an example as training takes them: of uint8 images the pixels are scaled to [-1, 1], floats are taken as
 they are. Its path depends on --seed, on its place and on --batch only. .npz and .safetensors hold `samples`, the `origins`
 that they came from and, with --times, `times` and the `trajectory` (times, rows, ...). A .png of images has the origins above.
---solver chain is the bridge's own chain; em solves its SDE, deterministic ones its probability flow, in any number of steps:
+--solver chain is the bridge's own chain; em and ancestral solve its SDE, deterministic ones its probability flow, 'ddim(eta=0.5)'
+what is between, in any number of steps to time 0 or T. Grids are of the bridge, whose law at its end is taken to have variance 1:
 {listings.solvers()}
 {listings.grids()}"""
 
