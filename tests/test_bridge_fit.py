@@ -166,21 +166,46 @@ def lines(*errors, kls=None):
 
 
 def test_the_stop_rule_reads_the_monitors():
-    rule = StopRule(kl=0.1)
+    rule = StopRule(kl=0.1, error=1.0)
     assert rule.reason(lines(1.0, 1.0, kls=[1.0, 0.2])) is None
-    assert "moved by at most 0.1 nats" in rule.reason(lines(1.0, 1.0, kls=[1.0, 0.1]))
+    assert "moved by at most 0.1 nats, and both ends are within an energy distance of 1 " in rule.reason(
+        lines(1.0, 1.0, kls=[1.0, 0.1])
+    )
+    assert rule.reason(lines(1.0, 1.1, kls=[1.0, 0.1])) is None
     assert rule.reason(lines(1.0, 1.0, kls=[1.0, 0.1])[:3]) is None  # asked after whole iterations
     assert rule.reason(lines(1.0, kls=[0.01])) is None  # the first has the reference before it
     rule = StopRule(patience=2)
     assert rule.reason(lines(3.0, 2.0, 1.9)) is None
     assert rule.reason(lines(3.0, 2.0, 2.1, 1.9)) is None
     assert "not fallen for 2 iterations" in rule.reason(lines(3.0, 2.0, 2.1, 2.0))
-    made = small(iterations=9, stop=StopRule(kl=1e9))
+    made = small(iterations=9, stop=StopRule(kl=1e9, error=1e9))
     assert made.iterate.index == 4
     assert "moved by at most" in made.stopped
-    for bad in ({"kl": 0.0}, {"patience": 0}):
-        with pytest.raises(ValueError, match=next(iter(bad))):
-            StopRule(**bad)
+
+
+def test_a_run_that_does_not_train_is_not_called_converged():
+    """Its iterates do not move, and are as far from their ends as they were."""
+    made = small(iterations=3, lr=1e-9, stop=StopRule(kl=0.05, error=0.01))
+    assert (made.iterate.index, made.stopped) == (6, "iterations")
+    assert all(row.kl <= 0.05 for row in made.monitors[2:])
+
+
+@pytest.mark.parametrize(
+    ("rule", "message"),
+    [
+        ({"kl": 0.0, "error": 1.0}, "`kl` = 0.0 must be a positive number, in nats"),
+        ({"kl": "a", "error": 1.0}, "`kl` = 'a' must be a positive number"),
+        ({"kl": True, "error": 1.0}, "`kl` = True must be"),
+        ({"kl": 1.0, "error": -1.0}, "`error` = -1.0 must be a positive number, an energy distance"),
+        ({"kl": 1.0, "error": float("nan")}, "`error` = nan must be"),
+        ({"kl": 0.1}, "`kl` = 0.1 alone stops networks that do not train.*; pass `error` too"),
+        ({"error": 0.1}, "`error` = 0.1 alone .*; pass `kl` too"),
+        ({"patience": 0}, "patience"),
+    ],
+)
+def test_a_stop_rule_that_cannot_be_trusted_is_refused(rule, message):
+    with pytest.raises(ValueError, match=message):
+        StopRule(**rule)
 
 
 class Burst(torch.nn.Module):

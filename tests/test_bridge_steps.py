@@ -1,6 +1,8 @@
 """The steps of a bridge's run: micro-batches, precision, dropout, what a callback is told, and what pictures are handed."""
 
 import copy
+import math
+import warnings
 from unittest import mock
 
 import pytest
@@ -97,35 +99,59 @@ def test_chains_are_drawn_beside_the_law_that_they_are_to_end_in(tmp_path):
         assert (law.mean() > 5.0) == ("forward" in name)
 
 
-def test_the_plot_of_the_monitors_has_each_ends_errors_with_the_chain_that_ends_there(tmp_path):
-    """Lines and floors of start and end, and losses of each direction's half-bridges, by colour and label."""
-    rows = [
-        Monitor(n, way, 0.5, 1.0 + n, 10.0 + n, 100.0 + n, 1000.0 + n, 1.0, 0.1, 2.0, 0.1, 0.0)
-        for n, way in ((1, "backward"), (2, "forward"), (3, "backward"), (4, "forward"))
-    ]
-    losses = [torch.full((3,), float(n), dtype=F64) for n in range(1, 5)]
-    floors = {
-        f"{end}_{name}": value
-        for value, end in ((5.0, "start"), (500.0, "end"))
-        for name in ("sliced_w2", "energy_distance")
-    }
+def drawn_monitors(path, rows, losses, floors):
+    """The panels of a plot of the monitors, by their titles' first words."""
     canvases = []
     target = "matplotlib.backends.backend_agg.FigureCanvasAgg.print_png"
     with mock.patch(target, lambda canvas, file: canvases.append(canvas)):
-        plot_monitors(rows, losses, tmp_path / "monitors.png", floors)
-    errors, _, _, loss = canvases[0].figure.axes
-    start, start_floor, end, end_floor = errors.get_lines()
-    assert (start.get_label(), [*start.get_xdata()], [*start.get_ydata()]) == (
-        "at the start, backward chain",
-        [1, 3],
-        [11.0, 13.0],
-    )
-    assert (end.get_label(), [*end.get_xdata()], [*end.get_ydata()]) == (
-        "at the end, forward chain",
-        [2, 4],
-        [1002.0, 1004.0],
-    )
-    assert (start_floor.get_ydata()[0], end_floor.get_ydata()[0]) == (5.0, 500.0)
-    assert (start_floor.get_color(), end_floor.get_color()) == (start.get_color(), end.get_color())
+        plot_monitors(rows, losses, path / "monitors.png", floors)
+    canvases[0].draw()
+    return {" ".join(axes.get_title().split()[:2]): axes for axes in canvases[0].figure.axes}
+
+
+def monitor(n, energy=2.0):
+    way = "backward" if n % 2 else "forward"
+    return Monitor(n, way, 0.5, 1.0 + n, 10.0 + n, 100.0 + n, 1000.0 + n, 1.0, 0.1, energy, 0.1, 0.0)
+
+
+FLOORS = {"start_energy_distance": -0.5, "start_sliced_w2": 5.0, "end_energy_distance": 0.5, "end_sliced_w2": 500.0}
+
+
+def test_the_plot_of_the_monitors_has_each_ends_errors_with_the_chain_that_ends_there(tmp_path):
+    """Lines and floors of start and end in both distances, and losses of each direction's half-bridges, by colour and label."""
+    losses = [torch.full((3,), float(n), dtype=F64) for n in range(1, 5)]
+    panels = drawn_monitors(tmp_path, [monitor(n) for n in range(1, 5)], losses, FLOORS)
+    for name, add, more in (("energy distance", 1.0, 100.0), ("sliced w2", 10.0, 1000.0)):
+        start, start_floor, end, end_floor = panels[name].get_lines()
+        assert (start.get_label(), [*start.get_xdata()], [*start.get_ydata()]) == (
+            "at the start, backward chain",
+            [1, 3],
+            [add + 1, add + 3],
+        )
+        assert (end.get_label(), [*end.get_xdata()], [*end.get_ydata()]) == (
+            "at the end, forward chain",
+            [2, 4],
+            [more + 2, more + 4],
+        )
+        column = name.lower().replace(" ", "_")
+        floors = start_floor.get_ydata()[0], end_floor.get_ydata()[0]
+        assert floors == (FLOORS[f"start_{column}"], FLOORS[f"end_{column}"])
+        assert panels[name].get_ylim()[0] <= min(floors)
+        assert (start_floor.get_color(), end_floor.get_color()) == (start.get_color(), end.get_color())
+    loss = panels["loss"]
     assert [line.get_color() for line in loss.get_lines()] == [start.get_color(), end.get_color()] * 2
     assert [float(line.get_ydata()[0]) for line in loss.get_lines()] == [1.0, 2.0, 3.0, 4.0]
+
+
+def test_a_plot_of_the_monitors_shows_path_energies_far_apart_and_half_bridges_that_were_not_trained(tmp_path):
+    """Of first=, whose half-bridge has no loss and may have a path energy that dwarfs all others; no warning of matplotlib."""
+    none = torch.empty(0, dtype=F64)
+    for energies, scale in (([16670.0], "linear"), ([16670.0, 3.0, 2.5], "log"), ([4.0, 3.0, 2.5], "linear")):
+        rows = [monitor(n, energy) for n, energy in enumerate(energies, start=1)]
+        rows[0] = rows[0]._replace(loss=math.nan, end_energy_distance=math.nan, end_sliced_w2=math.nan, kl=math.nan, kl_error=math.nan)
+        losses = [none, *[torch.ones(3, dtype=F64)] * (len(rows) - 1)]
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            panels = drawn_monitors(tmp_path, rows, losses, FLOORS)
+        assert panels["path energy"].get_yscale() == scale
+        assert (panels["loss"].get_legend() is None) == (len(rows) == 1)

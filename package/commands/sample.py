@@ -47,8 +47,8 @@ examples:
   accelerate launch --multi_gpu --num_processes 2 -m halfbridge sample runs/digits -n 10000 --out samples.safetensors
   halfbridge sample runs/3-8 --to end --times 0.25,0.5,0.75 -n 16 --out paths.png
 
-Of a run of train bridge, samples of one end are carried to the other, --to: by its own chain, by em or ancestral along its SDE, by
-a deterministic solver along its probability flow, or by 'ddim(eta=0.5)' between. They set out from draws of a normal end; of a
+Of a run of train bridge, samples of one end are carried to the other, --to: by its own chain, by em or ancestral along its SDE,
+by a deterministic solver along its probability flow, or by 'ddim(eta=0.5)' between. They set out from draws of a normal end; of a
 data end, from fresh points where the data are a law's, else from examples that were held out of training, and where none were
 from those that it was trained on: the command says which. (For data of yours: halfbridge translate.) Files hold the
 `origins` that `samples` came from too and, with --times, `times` and the `trajectory` (times, n, ...).

@@ -10,12 +10,13 @@ import torch
 from torch import Tensor
 
 from halfbridge.training import pictures
-from halfbridge.training.bridge.monitors import Monitor
+from halfbridge.training.bridge.monitors import DISTANCES, Monitor
 from halfbridge.training.durable import write_file
 
 __all__ = ["check_plots", "plot_monitors", "plot_samples"]
 
 INK, COLOURS = "#1f2328", {"backward": "#0072b2", "forward": "#d55e00"}
+WIDE = 10.0  # path energies further apart than this are drawn on a log axis
 SHOWN = 1000  # points of a picture of samples; of images, 64
 
 
@@ -39,36 +40,42 @@ def plot_samples(samples: Tensor, law: Tensor, path: Path) -> None:
 
 
 def plot_monitors(rows: list[Monitor], losses: list[Tensor], path: Path, floors: dict[str, float]) -> None:
-    """Four panels: both marginal errors with their floors, KL between iterates, path energy, and the losses."""
+    """Five panels: both marginal errors in both distances with their floors, KL between iterates, path energy, and the losses."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(10.0, 7.2), dpi=100, facecolor="white", layout="constrained")
-    canvas, ((errors, kl), (energy, loss)) = FigureCanvasAgg(figure), figure.subplots(2, 2)
-    sliced = all(row.start_sliced_w2 == row.start_sliced_w2 for row in rows)
-    name = "sliced_w2" if sliced else "energy_distance"
+    figure = Figure(figsize=(14.0, 7.2), dpi=100, facecolor="white", layout="constrained")
+    canvas = FigureCanvasAgg(figure)
+    panels = figure.subplot_mosaic([["energy_distance", "sliced_w2", "kl"], ["path_energy", "loss", "loss"]])
     for way, end in (("backward", "start"), ("forward", "end")):
         mine = [row for row in rows if row.direction == way]
-        at = [row.iterate for row in mine]
-        column = f"{end}_{name}"
-        errors.plot(
-            at, [getattr(row, column) for row in mine], "o-", color=COLOURS[way], label=f"at the {end}, {way} chain"
-        )
-        errors.axhline(floors[column], color=COLOURS[way], linestyle=":", linewidth=1)
-        for axes, value, error in ((kl, "kl", "kl_error"), (energy, "path_energy", "path_energy_error")):
-            y, bars = ([getattr(row, field) for row in mine] for field in (value, error))
-            axes.errorbar(at, y, yerr=bars, fmt="o-", color=COLOURS[way], label=way)
-    errors.set(title=f"{name.replace('_', ' ')} to the end laws (dotted: of two samples of them)", ylim=(0.0, None))
-    kl.set(title="KL to the iterate of the same direction before, nats", yscale="log")
-    energy.set(title="path energy", ylim=(0.0, None))
-    _losses(loss, rows, losses)
-    for axes in (errors, kl, energy):
-        axes.set_xlabel("half-bridges done", color=INK)
-        axes.xaxis.get_major_locator().set_params(integer=True)
-    for axes in (errors, kl, energy, loss):
+        at, colour = [row.iterate for row in mine], COLOURS[way]
+        for name in DISTANCES:
+            values = [getattr(row, f"{end}_{name}") for row in mine]
+            panels[name].plot(at, values, "o-", color=colour, label=f"at the {end}, {way} chain")
+            panels[name].axhline(floors[f"{end}_{name}"], color=colour, linestyle=":", linewidth=1)
+        for name in ("kl", "path_energy"):
+            y, bars = ([getattr(row, field) for row in mine] for field in (name, f"{name}_error"))
+            panels[name].errorbar(at, y, yerr=bars, fmt="o-", color=colour, label=way)
+    for name in DISTANCES:  # the energy distance of two samples may be below 0
+        panels[name].set_title(f"{name.replace('_', ' ')} to the end laws (dotted: of two samples of them)")
+        panels[name].set_ylim(bottom=min(0.0, panels[name].get_ylim()[0]))
+    panels["kl"].set(title="KL to the iterate two before, nats", yscale="log")
+    panels["path_energy"].set_title("path energy")
+    energies = [row.path_energy for row in rows]
+    if min(energies) > 0 and max(energies) > WIDE * min(energies):
+        panels["path_energy"].set_yscale("log")
+    else:
+        panels["path_energy"].set_ylim(bottom=0.0)
+    _losses(panels["loss"], rows, losses)
+    for name, axes in panels.items():
+        if name != "loss":
+            axes.set_xlabel("half-bridges done", color=INK)
+            axes.xaxis.get_major_locator().set_params(integer=True)
         axes.title.set_fontsize(10)
         axes.tick_params(colors=INK, labelsize=9)
-        axes.legend(frameon=False, fontsize=8, labelcolor=INK)
+        if axes.get_legend_handles_labels()[0]:  # no loss of a half-bridge that was not trained
+            axes.legend(frameon=False, fontsize=8, labelcolor=INK)
         for spine in ("top", "right"):
             axes.spines[spine].set_visible(False)
     file = io.BytesIO()

@@ -100,19 +100,21 @@ class Monitors:
                 f"the {way.value} chain ends {size:.3g} from the origin (root mean square), and the laws that it joins are "
                 f"within {self._reach:.3g}"
             )
-        last = rows[-1] if rows else None
-        ends = {
-            Direction.BACKWARD: (math.nan, math.nan) if last is None else last[3:5],
-            Direction.FORWARD: (math.nan, math.nan) if last is None else last[5:7],
-        } | {way: self._distances(samples, way)}
+        start = end = (math.nan, math.nan)
+        if rows:
+            last = rows[-1]
+            start, end = (
+                (last.start_energy_distance, last.start_sliced_w2),
+                (last.end_energy_distance, last.end_sliced_w2),
+            )
+        here = self._distances(samples, way)
+        start, end = (start, here) if way is Direction.FORWARD else (here, end)
         kl = Estimate(math.nan, math.nan)
         kernels = before.forward if way is Direction.FORWARD else before.backward
         if kernels is not None:
             kl = path_kl(law, PathLaw(law.start, kernels), self.paths, self.seed, PATHS + 2 * self.paths, self.chunk)
         energy = path_energy(law, self.paths, self.seed, PATHS + 2 * self.paths, self.chunk)
-        row = Monitor(
-            now.index, way.value, loss, *ends[Direction.BACKWARD], *ends[Direction.FORWARD], *kl, *energy, seconds
-        )
+        row = Monitor(now.index, way.value, loss, *start, *end, *kl, *energy, seconds)
         return Monitored(row, samples)
 
     def law_at_the_end(self, way: Direction) -> Tensor:
@@ -140,18 +142,32 @@ class Monitors:
 class StopRule:
     """When to stop before the last iteration; asked after each, that is after each forward half-bridge.
 
-    kl        stop where KL(pi^n || pi^{n-2}) was at most this, in nats, for both half-bridges of the iteration. Training noise
-              keeps it above some floor, which monitors.csv shows
-    patience  stop where this many iterations in a row have not lowered the larger of the two ends' energy distances
-    Either may be None. ValueError for numbers that are not positive.
+    kl, error  stop where KL(pi^n || pi^{n-2}) was at most kl, in nats, for both half-bridges of the iteration, and the energy
+               distances at both ends are at most error, in the data's units. They go together: networks that hardly train do
+               not move either, and are near no end. Training noise keeps both above some level: monitors.csv shows it, and
+               the floors what a perfect bridge would have (`BridgeFit.floors`; the command prints them)
+    patience   stop where this many iterations in a row have not lowered the larger of the two ends' energy distances
+    All may be None. ValueError for numbers that are not positive, and for one of kl and error without the other.
     """
 
     kl: float | None = None
+    error: float | None = None
     patience: int | None = None
 
     def __post_init__(self) -> None:
-        if self.kl is not None and not self.kl > 0:
-            raise ValueError(f"`kl` = {self.kl!r} must be positive, in nats, or None")
+        for name, unit, value in (("kl", "in nats", self.kl), ("error", "an energy distance", self.error)):
+            if value is not None and (isinstance(value, bool) or not isinstance(value, int | float) or not value > 0):
+                raise ValueError(f"`{name}` = {value!r} must be a positive number, {unit}, or None")
+        if self.kl is not None and self.error is None:
+            raise ValueError(
+                f"`kl` = {self.kl!r} alone stops networks that do not train, since they do not move; pass `error` too, the largest "
+                "energy distance at both ends (monitors.csv has them; a perfect bridge's is about 0)"
+            )
+        if self.error is not None and self.kl is None:
+            raise ValueError(
+                f"`error` = {self.error!r} alone stops where both ends are reached, by a bridge or not; pass `kl` too, the largest "
+                "KL between iterates in nats"
+            )
         if self.patience is not None:
             integer("patience", self.patience, 1, 1 << 31, "pass a number of iterations, or None")
 
@@ -159,12 +175,18 @@ class StopRule:
         """Why to stop now, or None."""
         if not rows or rows[-1].iterate % 2 or len(rows) < 4:
             return None
-        if self.kl is not None and max(rows[-1].kl, rows[-2].kl) <= self.kl:
-            return f"both half-bridges of the iteration moved by at most {self.kl:g} nats"
+        last = rows[-1]
+        if self.kl is not None and self.error is not None:
+            still = all(row.kl <= self.kl for row in rows[-2:])
+            if still and all(end <= self.error for end in (last.start_energy_distance, last.end_energy_distance)):
+                return (
+                    f"both half-bridges of the iteration moved by at most {self.kl:g} nats, and both ends are within an energy "
+                    f"distance of {self.error:g} of their laws"
+                )
         worst = [max(row.start_energy_distance, row.end_energy_distance) for row in rows if row.iterate % 2 == 0]
-        last = self.patience
-        if last is not None and len(worst) > last and min(worst[-last:]) >= min(worst[:-last]):
-            return f"the larger marginal error has not fallen for {last} iterations"
+        n = self.patience
+        if n is not None and len(worst) > n and min(worst[-n:]) >= min(worst[:-n]):
+            return f"the larger marginal error has not fallen for {n} iterations"
         return None
 
 
