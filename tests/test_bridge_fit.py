@@ -232,21 +232,21 @@ class Burst(torch.nn.Module):
 
 def test_divergence_stops_at_the_last_good_iterate_and_says_why():
     good, bad = nets(dtype=F64)[0], Burst(float("nan"), after=4)  # step 2 of its second half-bridge
-    with pytest.warns(RuntimeWarning, match=r"half-bridge 3 \(forward\) diverged: the loss is nan at step 1 of 3"):
+    with pytest.warns(RuntimeWarning, match=r"half-bridge 4 \(forward\) diverged: the loss is nan at step 1 of 3"):
         made = small(nets=[bad, good])
     assert made.diverged
-    assert made.stopped.startswith("half-bridge 3 (forward) diverged")
+    assert made.stopped.startswith("half-bridge 4 (forward) diverged")
     assert made.iterate.index == 3
     assert len(made.monitors) == 3
     assert made.translate(NEAR0.sample(4, 0), 1).isfinite().all()
     with pytest.warns(
-        RuntimeWarning, match=r"half-bridge 1 .* diverged: the forward chain ends [\d.e+]+ from the origin"
+        RuntimeWarning, match=r"half-bridge 2 .* diverged: the forward chain ends [\d.e+]+ from the origin"
     ):
         made = small(nets=[Burst(1e5, training=False), good])  # finite in training, and far out as a chain
     assert made.iterate.index == 1
     assert type(made.forward).__name__ == "ReferenceTransitions"
     with (
-        pytest.warns(RuntimeWarning, match="half-bridge 0"),
+        pytest.warns(RuntimeWarning, match="half-bridge 1"),
         pytest.raises(FloatingPointError, match="no iterate but the ref"),
     ):
         small(nets=[good, Burst(float("nan"))])
@@ -286,7 +286,7 @@ def test_a_teacher_that_leaves_the_numbers_later_is_gone_back_behind():
         nets(dtype=F64)[0],
         Burst(math.nan, after=1 + 4 * 3, training=False),
     )  # tried once, measured by 4 walks of 3 steps
-    with pytest.warns(RuntimeWarning, match=r"half-bridge 2 \(backward\) diverged: the forward chain is not finite"):
+    with pytest.warns(RuntimeWarning, match=r"half-bridge 3 \(backward\) diverged: the forward chain is not finite"):
         made = small(nets=[late, good])
     assert made.iterate.index == 1
 

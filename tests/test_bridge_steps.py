@@ -148,7 +148,9 @@ def test_a_plot_of_the_monitors_shows_path_energies_far_apart_and_half_bridges_t
     none = torch.empty(0, dtype=F64)
     for energies, scale in (([16670.0], "linear"), ([16670.0, 3.0, 2.5], "log"), ([4.0, 3.0, 2.5], "linear")):
         rows = [monitor(n, energy) for n, energy in enumerate(energies, start=1)]
-        rows[0] = rows[0]._replace(loss=math.nan, end_energy_distance=math.nan, end_sliced_w2=math.nan, kl=math.nan, kl_error=math.nan)
+        rows[0] = rows[0]._replace(
+            loss=math.nan, end_energy_distance=math.nan, end_sliced_w2=math.nan, kl=math.nan, kl_error=math.nan
+        )
         losses = [none, *[torch.ones(3, dtype=F64)] * (len(rows) - 1)]
         with warnings.catch_warnings():
             warnings.simplefilter("error")

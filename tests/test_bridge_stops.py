@@ -62,19 +62,19 @@ class Burst(torch.nn.Module):
 @pytest.mark.parametrize(
     ("bursts", "at", "good", "why"),
     [
-        ({"after": 12}, 16, 3, r"half-bridge 3 \(forward\) diverged: the loss is nan at step 1 of 5"),
+        ({"after": 12}, 16, 3, r"half-bridge 4 \(forward\) diverged: the loss is nan at step 1 of 5"),
         # its paths were finite where they were measured, by 4 walks of 3 steps after it was tried once
         (
             {"after": 1 + 12, "training": False},
             10,
             1,
-            r"half-bridge 2 \(backward\) diverged: the forward chain is not fin",
+            r"half-bridge 3 \(backward\) diverged: the forward chain is not fin",
         ),
         (
             {"after": 1, "training": False},
             10,
             1,
-            r"half-bridge 1 \(forward\) diverged: the forward chain is not finite",
+            r"half-bridge 2 \(forward\) diverged: the forward chain is not finite",
         ),
     ],
     ids=["loss", "teacher", "measured"],
@@ -103,13 +103,13 @@ def test_a_run_that_diverged_says_so_whenever_it_is_resumed_or_read(bursts, at, 
 def test_a_run_without_a_good_iterate_says_why_when_resumed_and_read(tmp_path):
     for resume in (False, True):
         with (
-            pytest.warns(RuntimeWarning, match="half-bridge 0"),
+            pytest.warns(RuntimeWarning, match="half-bridge 1"),
             pytest.raises(
                 FloatingPointError, match=r"the loss is nan at step 0 of 5.*no iterate but the reference is good"
             ),
         ):
             train(tmp_path / "run", resume, both=[Burst(), Burst(0)])
-    with pytest.raises(ValueError, match=r"has finished no half-bridge yet; half-bridge 0 .* the loss is nan"):
+    with pytest.raises(ValueError, match=r"has finished no half-bridge yet; half-bridge 1 .* the loss is nan"):
         load_bridge(tmp_path / "run", forward_net=Burst(), backward_net=Burst())
 
 
@@ -183,7 +183,7 @@ def test_a_signal_while_an_iterate_is_measured_stops_after_that(index, left, tmp
 
 
 def test_a_signal_while_a_run_diverges_is_not_lost(tmp_path, monkeypatch):
-    measure, why = Monitors.measure, r"half-bridge 1 \(forward\) diverged: the forward chain is not finite"
+    measure, why = Monitors.measure, r"half-bridge 2 \(forward\) diverged: the forward chain is not finite"
 
     def signalled(monitors, now, *rest):
         if now.index == 2:

@@ -71,7 +71,7 @@ def test_all_processes_stop_at_the_last_good_iterate_where_one_diverges(ran):
         measured = [found.pop("measured", None) for found in both]
         assert measured == ([[1, 2, 3], []] if case == "measured" else [None, None])
         assert same(*both)
-        assert both[0]["stopped"].startswith(f"half-bridge 2 (backward) diverged: {why}")
+        assert both[0]["stopped"].startswith(f"half-bridge 3 (backward) diverged: {why}")
         assert both[0]["index"] == 2
 
 

@@ -94,7 +94,7 @@ class Called(Exception):
 
 def test_every_option_reaches_the_library(monkeypatch, capsys, tmp_path):
     told = {"method": "dsbm", "iterations": 3, "coupling": "sinkhorn", "coupling_size": 12, "target": "increment",
-            "variance": "matched", "form": "scalar", "weighting": "plain", "cache_paths": 64, "refresh": 5, "cache": "disk",
+            "variance": "matched", "form": "scalar", "chunk": 33, "weighting": "plain", "cache_paths": 64, "refresh": 5, "cache": "disk",
             "cache_limit": 10**9, "cache_folder": str(tmp_path), "covariance_paths": 99, "monitor_paths": 77, "out": str(tmp_path / "x"),
             "plots": False, "resume": "auto", "progress": False}  # fmt: skip
     seen = {}
@@ -108,7 +108,20 @@ def test_every_option_reaches_the_library(monkeypatch, capsys, tmp_path):
     for name, value in told.items():
         flag = f"--{name.replace('_', '-')}"
         flags += [flag.replace("--", "--no-")] if value is False else [flag, str(value)]
-    more = ["--stop-kl", "0.1", "--stop-patience", "4", "--steps", "7", "--ema-decay", "0.5,0.9", "--dtype", "float64"]
+    more = [
+        "--stop-kl",
+        "0.1",
+        "--stop-error",
+        "0.3",
+        "--stop-patience",
+        "4",
+        "--steps",
+        "7",
+        "--ema-decay",
+        "0.5,0.9",
+        "--dtype",
+        "float64",
+    ]
     more += [
         "--transitions",
         "euler",
@@ -124,7 +137,7 @@ def test_every_option_reaches_the_library(monkeypatch, capsys, tmp_path):
         run(capsys, "train", "bridge", *flags, *more, "--net", NET, "--process", "brownian(g=2)")
     forward, backward, start, end, reference = seen.pop("positional")
     assert {name: seen[name] for name in told} == told
-    assert (seen["stop"], seen["first"]) == (StopRule(0.1, 4), None)
+    assert (seen["stop"], seen["first"]) == (StopRule(kl=0.1, error=0.3, patience=4), None)
     assert seen["settings"] == Settings(steps=7, ema_decay=(0.5, 0.9))
     assert reference == ReferenceChain(hb.Brownian(2.0), [0.0, 0.2, 1.0], "euler")
     assert (len(start), len(end), start.examples.dtype) == (30, 20, torch.float64)
@@ -211,7 +224,7 @@ def test_the_first_kernels_are_those_of_a_trained_sgm(capsys, tmp_path, sgm, moo
 
     out = [*COMMAND, "--quiet", "--out", tmp_path / "new", "--first"]
     assert f"--first {moons} is a run of train bridge; pass one of train sgm" in refused(capsys, *out, moons)
-    assert "`first` belongs to OU(" in refused(capsys, *out, sgm, "--process", "vp")
+    assert "--first belongs to OU(" in refused(capsys, *out, sgm, "--process", "vp")
     assert "pass --dtype float32" in refused(capsys, *out, sgm, "--dtype", "float64")
     images = ["--start", "digits(n=20)", "--process", "ou(T=2)"]
     assert "its network is for (2,), and the ends are of (1, 8, 8)" in refused(capsys, *out, sgm, *images)
@@ -239,14 +252,29 @@ def test_a_bridge_that_diverges_ends_at_the_last_good_iterate_and_says_why(capsy
     status, _, err = run(capsys, *COMMAND, "--iterations", "2", "--quiet", "--out", tmp_path / "run")
     assert status == 1
     assert err == (
-        "halfbridge: error: half-bridge 2 (backward) diverged: the loss is nan; "
-        f"{tmp_path / 'run'} holds the iterate before it, for sample and translate\n"
+        "halfbridge: error: half-bridge 3 (backward) diverged: the loss is nan; "
+        f"{tmp_path / 'run'} holds the last good iterate, of half-bridge 2, for sample and translate\n"
     )
     monkeypatch.undo()
     told = ["sample", tmp_path / "run", "-n", "2", "--quiet", "--out", tmp_path / "x.npz"]
     status, _, err = run(capsys, *told)
     assert (status, err.count("\n")) == (0, 1)
-    assert err.startswith("halfbridge: warning: half-bridge 2 (backward) diverged: the loss is nan")
+    assert err.startswith("halfbridge: warning: half-bridge 3 (backward) diverged: the loss is nan")
+
+
+def test_a_bridge_without_a_good_iterate_ends_as_one_with_some(capsys, tmp_path):
+    told = [*COMMAND, "--lr", "1e30", "--clip", "inf", "--steps", "9", "--quiet", "--out", tmp_path / "run"]
+    status, out, err = run(capsys, *told)
+    assert (status, out, err.count("\n")) == (1, "", 1)
+    assert re.match(r"halfbridge: error: half-bridge [12] .*; no iterate but the reference is good", err)
+
+
+@pytest.mark.parametrize(
+    "words", [["--end", "digits"], ["--variance", "matched", "--form", "full", "--covariance-paths", "2"]]
+)
+def test_laws_that_no_bridge_joins_are_refused_before_a_word_is_said(capsys, tmp_path, words):
+    refused(capsys, *COMMAND, *words, "--out", tmp_path / "run")
+    assert not (tmp_path / "run").exists()
 
 
 def test_a_cache_larger_than_memory_goes_to_the_disk_with_a_notice(capsys, tmp_path):
@@ -267,7 +295,7 @@ def test_pictures_are_drawn_unless_they_are_not_wanted(tmp_path, moons):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--end", "digits"], "`end` has samples of shape (1, 8, 8), but `start` has (2,)"),
+        (["--end", "digits"], "--end has samples of shape (1, 8, 8), but --start has (2,)"),
         (["--gammas", "constant(gamma=0)"], "`gamma` = 0 must be a positive number"),
         (["--gammas", "symmetric(least=-1, most=2)"], "`least` = -1 must be a positive number"),
         (["--gammas", "symetric(least=1, most=2)"], "there is no gammas 'symetric'; did you mean 'symmetric'?"),
@@ -287,15 +315,29 @@ def test_pictures_are_drawn_unless_they_are_not_wanted(tmp_path, moons):
         (["--start", "mons"], "there is no data 'mons'"),
         (["--start", "digits(classes=[12])"], "there is no class 12"),
         (["--method", "dsbn"], "argument --method: there is no 'dsbn'; did you mean 'dsb'?"),
-        (["--target", "score", "--variance", "matched"], "`target` = 'score'"),
+        (["--target", "score", "--variance", "matched"], "--target = 'score'"),
         (["--method", "dsbm", "--target", "mean"], "bridge matching has 'increment' alone"),
-        (["--coupling", "ot"], "`coupling` has no part in method='dsb'"),
-        (["--stop-kl", "0"], "`kl` = 0.0 must be positive"),
+        (["--coupling", "ot"], "--coupling has no part in method='dsb'"),
+        (["--stop-kl", "0", "--stop-error", "1"], "--stop-kl = 0.0 must be a positive number"),
+        (
+            ["--stop-kl", "0.1"],
+            "--stop-kl = 0.1 alone stops networks that do not train, since they do not move; pass --stop-error",
+        ),
+        (["--stop-error", "0.1"], "--stop-error = 0.1 alone"),
+        (["--form", "full"], "--form = 'full' is of variance='matched'; pass that too, or leave form out"),
+        (
+            ["--variance", "matched", "--form", "full", "--covariance-paths", "2"],
+            "--covariance-paths = 2 paths do not determine",
+        ),
+        (["--coupling", "ot", "--method", "dsbm", "--coupling-size", "9999999"], "--coupling-size"),
+        (
+            ["--cache", "disk", "--cache-folder", "/proc/x"],
+            "can be made in /proc/x: No such file or directory; pass another cache_folder",
+        ),
         (["--net", "mlp(time=log_snr)"], "the log-SNR is infinite at time 0"),
         (["--net", "unet"], "net = 'unet' is for images"),
         (["--net", "mpl"], "did you mean 'mlp'?"),
         (["--class-dropout", "0.1"], "unrecognized arguments: --class-dropout"),
-        (["--lr", "1e30", "--clip", "inf", "--steps", "9"], "no iterate but the reference is good"),
         (["--first", "no/run"], "no/run"),
         (["--resume"], "holds no run to resume"),
     ],

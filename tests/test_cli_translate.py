@@ -120,7 +120,9 @@ def test_solvers_go_along_the_flow_or_the_sde_in_any_number_of_steps(capsys, tmp
         ("ddim(eta=0.5)", hb.DDIM(0.5), 0.5, "the SDE of noise 0.5 to the"),
     ],
 )
-def test_solvers_of_fields_go_to_either_end_of_the_bridge_itself(capsys, tmp_path, moons, solver, maker, noise, name, to):
+def test_solvers_of_fields_go_to_either_end_of_the_bridge_itself(
+    capsys, tmp_path, moons, solver, maker, noise, name, to
+):
     """Along the field of the solver's noise, and to time 0, not to the reference's t_min."""
     made, x = load_bridge(moons), data.load("moons", n=4).examples
     field = (made.forward_field if to == "end" else made.backward_field)(noise)
@@ -129,7 +131,9 @@ def test_solvers_of_fields_go_to_either_end_of_the_bridge_itself(capsys, tmp_pat
     found, out = written(capsys, tmp_path, "translate", *told, "--times", "1.6")
     with torch.no_grad():
         kept = 1.6 if to == "start" else 0.4
-        wanted = hb.solve(field, maker, x, grid=grid, seed=1, save=[float(grid[np.abs(grid - kept).argmin()]), 0.0]).trajectory
+        wanted = hb.solve(
+            field, maker, x, grid=grid, seed=1, save=[float(grid[np.abs(grid - kept).argmin()]), 0.0]
+        ).trajectory
     torch.testing.assert_close(found["trajectory"][0], wanted[0])
     torch.testing.assert_close(found["samples"], wanted[1])
     assert f"along {name}" in out
@@ -239,7 +243,10 @@ def test_the_likelihood_is_that_of_the_flow_from_the_normal_end(capsys, moons):
     [
         (["--times", "3"], "--times: 3 lies outside the bridge, which is from 0 to T = 2"),
         (["--times", "1,0.5,1"], "--times: 1 is there twice"),
-        (["--solver", "dpm3", "--to", "start", "--t-end", "0.1", "--times", "0,1"], "--times: 0 is not between 0.1 and 2"),
+        (
+            ["--solver", "dpm3", "--to", "start", "--t-end", "0.1", "--times", "0,1"],
+            "--times: 0 is not between 0.1 and 2",
+        ),
         (["--solver", "hen"], "there is no solver 'hen'; did you mean 'Heun'?"),
         (["--solver", "Heun(churn=1)"], "the noise of Heun goes with a score of the marginals, which a bridge has not"),
         (["--solver", "pc"], "the noise of PredictorCorrector goes with a score"),

@@ -73,7 +73,7 @@ def add_method(parser: Parser) -> None:
         choices=["fixed", "matched"],
         help="of the kernels: 2 gamma, or the reverse kernels' own",
     )
-    group.add_argument("--form", default="diagonal", choices=FORMS, help="of matched covariances")
+    group.add_argument("--form", choices=FORMS, help="of --variance matched (default: diagonal)")
     group.add_argument("--weighting", default="kl", choices=WEIGHTINGS, help="of the loss")
     group.add_argument(
         "--first",
@@ -87,13 +87,19 @@ def add_method(parser: Parser) -> None:
         "--stop-kl",
         type=number,
         metavar="X",
-        help="stop where both half-bridges of an iteration moved by at most X nats (default: no such rule)",
+        help="with --stop-error: stop where both half-bridges of an iteration moved by at most X nats (default: no such rule)",
+    )
+    group.add_argument(
+        "--stop-error",
+        type=number,
+        metavar="X",
+        help="and where the energy distances at both ends are at most X; of a perfect bridge they are about 0",
     )
     group.add_argument(
         "--stop-patience",
         type=count,
         metavar="N",
-        help="stop where N iterations have not lowered the larger marginal error (default: no such rule)",
+        help="stop where N iterations have not lowered the larger of these distances (default: no such rule)",
     )
 
 
@@ -116,6 +122,12 @@ def add_paths(parser: Parser) -> None:
     )
     group.add_argument(
         "--covariance-paths", type=count, default=16384, metavar="N", help="that full covariances are estimated from"
+    )
+    group.add_argument(
+        "--chunk",
+        type=count,
+        metavar="N",
+        help="simulated at once, which bounds the memory (default: 8 batches; at most 2048 on a CPU)",
     )
     group.add_argument(
         "--monitor-paths", type=count, default=2048, metavar="N", help="that each iterate is measured on"

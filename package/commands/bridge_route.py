@@ -135,7 +135,9 @@ def _problem(
             "has not; pass chain, em or ancestral (its SDE), or a deterministic one such as heun (its probability flow)"
         )
     field = bridge.forward_field(noise) if to_end else bridge.backward_field(noise)
-    name = {0.0: "the probability flow", 1.0: f"the SDE to the {to}"}.get(noise, f"the SDE of noise {noise:g} to the {to}")
+    name = {0.0: "the probability flow", 1.0: f"the SDE to the {to}"}.get(
+        noise, f"the SDE of noise {noise:g} to the {to}"
+    )
     if sde:
         return field, bridge.forward_sde() if to_end else bridge.backward_sde(), name
     if solver.family == "ode" and ODE in solver.integrates:

@@ -23,6 +23,7 @@ from halfbridge.commands.training_run import (
     seeded,
     settings,
     shows_progress,
+    told_by_flags,
 )
 from halfbridge.parser import Commands, fail, switch
 from halfbridge.training import saved
@@ -43,20 +44,20 @@ examples:
       --gammas 'symmetric(least=0.01, most=0.1)' --net 'unet(width=32)' --steps 5000 --out runs/3-8 --resume auto
   halfbridge train bridge --start digits --end normal --first runs/digits --iterations 3 --out runs/from-sgm
   halfbridge train bridge --start moons --end swiss_roll --method dsbm --coupling ot --save-config bridge.toml
-  halfbridge train bridge --config bridge.toml --iterations 20 --stop-kl 0.01 --out runs/longer
+  halfbridge train bridge --config bridge.toml --iterations 20 --stop-kl 0.01 --stop-error 0.02 --out runs/longer
   accelerate launch --multi_gpu --num_processes 4 -m halfbridge train bridge --start moons --end normal --out runs/board
 
 An iteration is two half-bridges: the backward network is trained on paths of the forward kernels, then the forward network
 on those of the backward kernels, --steps optimiser steps each. A line is printed for each half-bridge: the distance of its
-chain's end from the law that it should have (energy distance, and sliced W2 where POT is installed), the KL to the iterate
-two before, the path energy. Then: halfbridge sample RUN, translate RUN, likelihood RUN.
+chain's end from the law that it should have (energy distance and sliced W2), the KL to the iterate two before, the path
+energy. A run that diverges ends with status 1, at the last good iterate. Then: halfbridge sample, translate, likelihood RUN.
 names, here with their arguments and defaults, in quotes for the shell:
 {names}"""
 
 WITHOUT = ("class_dropout", "sample_every", "sample_count", "sample_solver", "sample_grid", "sample_steps")
 """Settings that have no part in bridges."""
 REGRESSION = ("method", "target", "variance", "form", "weighting", "cache_paths", "refresh", "cache", "cache_limit",
-              "cache_folder", "covariance_paths")  # fmt: skip
+              "cache_folder", "covariance_paths", "chunk")  # fmt: skip
 """Options that `fit_bridge` passes on to `NetworkRegressor`, by their names there."""
 
 
@@ -85,9 +86,15 @@ def add(kinds: Commands) -> None:
 
 
 def _run(options: argparse.Namespace) -> int:
-    chosen, stop = settings(options), StopRule(options.stop_kl, options.stop_patience)
+    with told_by_flags(options, kl="stop_kl", error="stop_error", patience="stop_patience"):
+        return _train(options)
+
+
+def _train(options: argparse.Namespace) -> int:
+    chosen, stop = settings(options), StopRule(options.stop_kl, options.stop_error, options.stop_patience)
     regression = {name: getattr(options, name) for name in REGRESSION}
-    NetworkRegressor(torch.nn.Identity(), torch.nn.Identity(), **regression)  # refuses what does not go together
+    # refuses what does not go together
+    regressor = NetworkRegressor(torch.nn.Identity(), torch.nn.Identity(), **regression)
     bridge_names.check_net(options.net)
     for text in filter(None, (options.start, options.end)):
         bridge_names.check_end(text)
@@ -103,6 +110,12 @@ def _run(options: argparse.Namespace) -> int:
     reference = reference or _reference(options, first)
     device, dtype = device_of(options.device, workers), getattr(torch, options.dtype)
     start, end = bridge_names.ends(options.start, options.end, dtype, device)
+    if start.shape != end.shape:
+        raise ValueError(
+            f"--end has samples of shape {tuple(end.shape)}, but --start has {tuple(start.shape)}; a bridge joins laws on one "
+            "space: convert one"
+        )
+    regressor.check(torch.empty(1, *start.shape))
     _check_first(options, first, start)
     with seeded(chosen.seed):
         forward, backward = (names.net(options.net, start.shape, reference.process).to(device, dtype) for _ in range(2))
@@ -110,30 +123,34 @@ def _run(options: argparse.Namespace) -> int:
 
     table = MonitorTable(say)
     plots = _drawable(start.shape) if options.plots is None else options.plots
-    with one_line_warnings(silent=r".*diverged: "):
-        fit = fit_bridge(
-            forward,
-            backward,
-            start,
-            end,
-            reference,
-            iterations=options.iterations,
-            **regression,
-            first=options.first,
-            coupling=options.coupling,
-            coupling_size=options.coupling_size,
-            monitor_paths=options.monitor_paths,
-            stop=stop,
-            settings=chosen,
-            out=options.out,
-            resume=RESUME[options.resume],
-            plots=plots,
-            progress=shows_progress(options),
-            callback=table,
-        )
+    try:
+        with one_line_warnings(silent=r".*diverged: "):
+            fit = fit_bridge(
+                forward,
+                backward,
+                start,
+                end,
+                reference,
+                iterations=options.iterations,
+                **regression,
+                first=options.first,
+                coupling=options.coupling,
+                coupling_size=options.coupling_size,
+                monitor_paths=options.monitor_paths,
+                stop=stop,
+                settings=chosen,
+                out=options.out,
+                resume=RESUME[options.resume],
+                plots=plots,
+                progress=shows_progress(options),
+                callback=table,
+            )
+    except FloatingPointError as error:
+        return fail(str(error), 1)
     table.rest(fit.monitors, {} if options.quiet or not workers.first else fit.floors)
     if fit.diverged:
-        return fail(f"{fit.stopped}; {options.out} holds the iterate before it, for sample and translate", 1)
+        good = f"the last good iterate, of half-bridge {fit.iterate.index}"
+        return fail(f"{fit.stopped}; {options.out} holds {good}, for sample and translate", 1)
     say(f"stopped after half-bridge {fit.iterate.index}: {_reason(fit.stopped)}")
     example = "samples.png" if len(start.shape) == 3 or start.shape == (2,) else "samples.npz"
     say(f"halfbridge sample {options.out} --to start -n 64 --out {example}")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import math
+import re
 import sys
 import time
 from collections.abc import Callable, Collection, Iterator
@@ -18,7 +19,10 @@ from halfbridge.parser import Parser, number, numbers, one_or_several, path, swi
 from halfbridge.training.folder import Resume
 from halfbridge.training.settings import Settings
 
-__all__ = ["RESUME", "Pace", "add_run", "add_settings", "kind", "need", "seeded", "settings", "shows_progress"]
+__all__ = [
+    "RESUME", "Pace", "add_run", "add_settings", "kind", "need", "seeded", "settings", "shows_progress",
+    "told_by_flags",
+]  # fmt: skip
 
 KINDS: dict[Any, tuple[Callable[[str], Any], str]] = {
     int: (whole, "N"),
@@ -78,6 +82,24 @@ def need(options: argparse.Namespace, *names: str) -> None:
     for name in names:
         if getattr(options, name) is None:
             raise ValueError(f"--{name} is missing; see {options.parser.prog} --help")
+
+
+@contextmanager
+def told_by_flags(options: argparse.Namespace, **flags: str) -> Iterator[None]:
+    """Errors name the flags, --cache-paths, where the library names its arguments, `cache_paths`. flags: of arguments that are
+    called otherwise."""
+    known = {name: name for name in vars(options)} | flags
+
+    def flag(found: re.Match[str]) -> str:
+        name = known.get(found[1] or found[2])
+        return found[0] if name is None else f"--{name.replace('_', '-')}"
+
+    try:
+        yield
+    except (ValueError, TypeError) as error:
+        if error.args and isinstance(error.args[0], str):
+            error.args = (re.sub(r"`(\w+)`|'(\w+)'(?= = )", flag, error.args[0]), *error.args[1:])
+        raise
 
 
 @contextmanager

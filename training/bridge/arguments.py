@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from halfbridge.solvers.field import Field, check_output
-from halfbridge.training.arguments import check_network
+from halfbridge.training.arguments import check_network, class_count
 from halfbridge.training.bridge.bridge_plots import check_plots
 from halfbridge.training.bridge.ends import End, Examples, check_ends, check_rows
 from halfbridge.training.bridge.monitors import StopRule
@@ -74,7 +74,7 @@ def check(
         )
     like = law.sample(1, 0)
     for name, net in nets.items():
-        if int(getattr(net, "classes", 0) or 0):
+        if class_count(net):
             raise ValueError(f"`{name}` has classes, which bridges do not know; build it without")
         parameter = check_network(net, settings, workers, f"`{name}`")
         for what in ("dtype", "device"):

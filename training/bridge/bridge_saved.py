@@ -65,7 +65,7 @@ def load_bridge(
         _net("backward_net", config, backward_net, state, folder).to(device),
         target=regression["target"],
         variance=regression["variance"],
-        form=regression["form"] or "diagonal",
+        form=regression["form"],
         first=first,
     )
     last = restore(regressor, chain, good)[-1]

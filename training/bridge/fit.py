@@ -58,6 +58,13 @@ class BridgeFit(Bridge):
         self.stopped, self.diverged, self.folder = run.stopped, run.diverged is not None, folder
         self._measured = run.monitors
 
+    def __repr__(self) -> str:
+        chain = self.reference
+        return (
+            f"BridgeFit({chain.process!r} in {chain.steps} steps, after half-bridge {self.iterate.index}, "
+            f"stopped={self.stopped!r})"
+        )
+
     @property
     def floors(self) -> dict[str, float]:
         """What the marginal errors of `monitors` would be for a perfect bridge: see `Monitors.floors`."""
@@ -75,7 +82,7 @@ def fit_bridge(
     iterations: int = 5,
     target: str | None = None,
     variance: str = "fixed",
-    form: str = "diagonal",
+    form: str | None = None,
     weighting: str = "kl",
     first: Field | str | os.PathLike[str] | None = None,
     coupling: str = "reference",

@@ -160,13 +160,13 @@ class StopRule:
                 raise ValueError(f"`{name}` = {value!r} must be a positive number, {unit}, or None")
         if self.kl is not None and self.error is None:
             raise ValueError(
-                f"`kl` = {self.kl!r} alone stops networks that do not train, since they do not move; pass `error` too, the largest "
-                "energy distance at both ends (monitors.csv has them; a perfect bridge's is about 0)"
+                f"`kl` = {self.kl!r} alone stops networks that do not train, since they do not move; pass `error` too, the most "
+                "that the energy distances at both ends may be (monitors.csv has them; a perfect bridge's are about 0)"
             )
         if self.error is not None and self.kl is None:
             raise ValueError(
-                f"`error` = {self.error!r} alone stops where both ends are reached, by a bridge or not; pass `kl` too, the largest "
-                "KL between iterates in nats"
+                f"`error` = {self.error!r} alone stops where both ends are reached, by a bridge or not; pass `kl` too, the most "
+                "nats that a half-bridge may still move"
             )
         if self.patience is not None:
             integer("patience", self.patience, 1, 1 << 31, "pass a number of iterations, or None")

@@ -47,8 +47,8 @@ class NetworkRegressor:
                 `BridgeMatching`). "matched": the conditional covariance of each reverse kernel, around the exact conditional
                 mean, which in the form "full" cures that between Gaussians
     form        of matched covariances: "full", a matrix each step, estimated from `covariance_paths` fresh paths, more than d,
-                once the mean is trained (small d); "diagonal", "scalar": by a network of the mean's architecture, trained
-                beside it, see `VarianceHead`. Form and covariance_paths have no part in the "fixed" variance
+                once the mean is trained (small d); "diagonal" (the default) and "scalar": by a network of the mean's
+                architecture, trained beside it, see `VarianceHead`. The "fixed" variance has none
     weighting   of the loss, "kl" or "plain": see `Regression`
     settings    `training.Settings`; steps and schedule are those of each half-bridge
     cache_paths trajectories of a cache; refresh: steps between refreshes, default as many as see no row twice. With more, a mean
@@ -76,7 +76,7 @@ class NetworkRegressor:
         *,
         target: str | None = None,
         variance: str = "fixed",
-        form: str = "diagonal",
+        form: str | None = None,
         weighting: str = "kl",
         settings: Settings | None = None,
         cache_paths: int = 1024,
@@ -108,9 +108,12 @@ class NetworkRegressor:
             )
             raise ValueError(f"`coupling` has no part in {other}; leave one of them out")
         self.coupling = coupling
-        check_form(form)
+        self.form = "diagonal" if form is None else form
+        check_form(self.form)
+        if form is not None and variance == "fixed":
+            raise ValueError(f"`form` = {form!r} is of variance='matched'; pass that too, or leave form out")
         check_weighting(weighting)
-        self.variance, self.form, self.weighting = variance, form, weighting
+        self.variance, self.weighting = variance, weighting
         self.settings = Settings() if settings is None else settings
         self.cache_paths = integer(
             "cache_paths", cache_paths, 1, 1 << 31, "pass the number of trajectories, at least 1"
@@ -129,8 +132,10 @@ class NetworkRegressor:
         self._where, self._limit, self._folder = cache, cache_limit, cache_folder
         self._given = {Direction.FORWARD: forward_net, Direction.BACKWARD: backward_net}
         self.nets = {way: uncompiled(net) for way, net in self._given.items()}
-        heads = variance == "matched" and form != "full"
-        self.heads = {way: VarianceHead(copy.deepcopy(net), form) if heads else None for way, net in self.nets.items()}
+        heads = variance == "matched" and self.form != "full"
+        self.heads = {
+            way: VarianceHead(copy.deepcopy(net), self.form) if heads else None for way, net in self.nets.items()
+        }
         self.first, self.workers = first, workers
         self._cache: TrajectoryCache | None = None
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import mmap
 import os
@@ -89,8 +90,13 @@ def _outside() -> int:
 
 
 def _mapped(shape: Sequence[int], dtype: torch.dtype, size: int, folder: Path) -> torch.Tensor:
-    folder.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryFile(prefix="trajectories-", suffix=".cache", dir=folder) as file:
+    with contextlib.ExitStack() as stack:
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            file = stack.enter_context(tempfile.TemporaryFile(prefix="trajectories-", suffix=".cache", dir=folder))
+        except OSError as error:
+            why = f"no cache of trajectories can be made in {folder}: {error.strerror}; pass another cache_folder"
+            raise OSError(error.errno, why) from error
         _reserve(file.fileno(), size, folder)
         mapped = mmap.mmap(file.fileno(), size)  # has the file open by itself, as the tensor has the map
     return torch.frombuffer(mapped, dtype=dtype).view(tuple(shape))

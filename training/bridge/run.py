@@ -125,10 +125,8 @@ class BridgeRun:
         return Monitored(self.rows[-1], samples)
 
     def _diverge(self, why: object, good: int) -> None:
-        index = self.now.index
-        self._ended(
-            Diverged(f"half-bridge {index} ({self.now.half_bridge.direction.value}) diverged: {why}", max(0, good))
-        )
+        way = self.now.half_bridge.direction.value  # counted as in monitors.csv, by the iterate that it makes
+        self._ended(Diverged(f"half-bridge {self.now.index + 1} ({way}) diverged: {why}", max(0, good)))
 
     def _ended(self, diverged: Diverged) -> None:
         self.diverged, self.stopped = diverged, diverged.why

@@ -43,6 +43,9 @@ class Bridge:
         self.forward, self.backward = forward, backward
         self._pinned = Pinned(forward.reference.process)
 
+    def __repr__(self) -> str:
+        return f"Bridge({self.reference.process!r} in {self.reference.steps} steps)"
+
     @property
     def reference(self) -> ReferenceChain:
         """The reference chain."""
