@@ -19,6 +19,7 @@ from halfbridge.training.bridge import Direction, HalfBridge, PathLaw, Reference
 from halfbridge.training.bridge.cache import TrajectoryCache
 from halfbridge.training.bridge.monitors import Monitors
 from halfbridge.training.bridge.network import NetworkTransitions
+from halfbridge.training.bridge.residuals import variance_factors
 from halfbridge.training.workers import current
 
 torch.set_num_threads(1)
@@ -74,6 +75,14 @@ def caches(target, limit=math.inf):
         cache.hold(half, 5, refresh)
         found[f"{target} {refresh}"] = cache.states.clone()
     return {**found, "simulated": torch.tensor([net.rows])}
+
+
+def factors():
+    """Of a learned teacher's kernels, from 13 paths in chunks of 8."""
+    both = [awake(Rowwise(2, hidden=8, depth=1).double(), seed=i) for i in range(2)]
+    teacher, fitted = (NetworkTransitions(CHAIN, way, net) for way, net in zip(Direction, both, strict=True))
+    found = variance_factors(HalfBridge(3, PathLaw(NEAR0, teacher)), fitted, 13, 5, chunk=8, workers=current())
+    return {"factors": torch.tensor(found, dtype=F64), "simulated": torch.tensor([net.rows for net in both])}
 
 
 def far():
@@ -138,6 +147,7 @@ CASES = {
     "full": lambda folder: tensors(train(variance="matched", form="full", cache="disk", cache_folder=folder / "cache")),
     "dsbm": lambda folder: tensors(train(method="dsbm", coupling="ot", coupling_size=5)),
     "caches": lambda folder: caches("mean") | caches("increment"),
+    "factors": lambda folder: factors(),
     "far": lambda folder: far(),
     "measured": lambda folder: measured_by_the_first(folder),
     "broken": lambda folder: tensors(broken(folder)),
@@ -145,7 +155,7 @@ CASES = {
     "resumed": lambda folder: stopped(folder, True),
     "ended": lambda folder: tensors(train(callback=lambda state: state.step == 12 and current().index == 1)),
 }
-ALIKE = ["mean", "full", "dsbm", "caches", "far"]
+ALIKE = ["mean", "full", "dsbm", "caches", "factors", "far"]
 ALONE = ["broken", "measured", "stopped", "resumed", "ended"]
 
 if __name__ == "__main__":
@@ -154,4 +164,4 @@ if __name__ == "__main__":
         importlib.import_module(name)  # the children would each do it
     group(1, ALIKE, folder, CASES)
     group(2, [*ALIKE, *ALONE], folder, CASES)
-    group(3, ["caches", "far"], folder, CASES)
+    group(3, ["caches", "factors", "far"], folder, CASES)

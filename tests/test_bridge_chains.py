@@ -228,6 +228,7 @@ def test_one_covariance_a_sample_is_applied_to_its_sample():
         (lambda: Isotropic(0.0), ValueError, r"`variance` = 0\.0 of a kernel must be positive"),
         (lambda: Diagonal(torch.tensor([1.0, -1.0])), ValueError, "1 of 2 are not, such as -1"),
         (lambda: Full(torch.tensor([[1.0, 2.0], [2.0, 1.0]])), ValueError, "smallest eigenvalue is -1"),
+        (lambda: Full(torch.full((5, 5), torch.nan)), ValueError, "`covariance` must be finite, but 25 of its 25 entries are NaN"),
         (lambda: Full(torch.ones(3)), ValueError, r"`covariance` has shape \(3,\)"),
         (lambda: path_index(1 << 24), ValueError, "`half_bridge` = 16777216 is outside"),
         (lambda: path_index(0, 1 << 40), ValueError, "`first` = 1099511627776 is outside"),

@@ -11,12 +11,23 @@ from pathlib import Path
 import pytest
 import torch
 from bridge_nets import F64, NEAR0, NEAR1, ONE, nets
-from bridge_runs import CHAIN, Killed, fail, state, train
+from bridge_runs import CHAIN, STEPS, Killed, fail, state, train
 
 from halfbridge.nets import MLP
 from halfbridge.training import checkpoint
-from halfbridge.training.bridge import ReferenceChain, load_bridge, room
+from halfbridge.training.bridge import (
+    Direction,
+    HalfBridge,
+    Normal,
+    PathLaw,
+    ReferenceChain,
+    ReferenceTransitions,
+    load_bridge,
+    room,
+)
 from halfbridge.training.bridge.monitors import Monitors
+from halfbridge.training.bridge.network import NetworkTransitions
+from halfbridge.training.bridge.residuals import NotFitted, variance_factors
 from halfbridge.training.durable import write_file
 from halfbridge.training.interrupts import Interrupted
 from halfbridge.training.log import Log
@@ -282,3 +293,40 @@ def test_a_steps_order_is_looked_up_once_for_all_its_micro_batches(monkeypatch):
     )
     train(accumulate=4, iterations=1)
     assert len(seen) == 10
+
+
+@pytest.mark.parametrize(
+    ("form", "why"),
+    [("full", "the covariance of step 0"), ("diagonal", "the forward network's variances at t"), ("scalar", "the forward")],
+)  # fmt: skip
+def test_new_kernels_that_leave_the_numbers_cost_no_iterate_but_their_own(form, why):
+    """NaN beyond training, where covariances are taken on fresh paths: what they were taught by was fitted, and measured. In 5
+    dimensions, where LAPACK has no eigenvalues of a NaN matrix."""
+
+    class Lost(MLP):
+        def forward(self, x, t):
+            bad = not self.training and len(x) == 40  # the paths of the covariances
+            return super().forward(x, t) * (float("nan") if bad else 1.0)
+
+    ends = {name: Normal((5,), dtype=F64, mean=mean) for name, mean in (("start", 0.0), ("end", 1.0))}
+    both = [kind(5, hidden=8, depth=1).double() for kind in (Lost, MLP)]
+    with pytest.warns(RuntimeWarning, match=rf"half-bridge 1 \(forward\) diverged: {why}"):
+        made = train(both=both, variance="matched", form=form, refresh=5, cache_paths=4, **ends)
+    assert made.iterate.index == 1
+    assert len(made.monitors) == 1
+    half = HalfBridge(0, PathLaw(NEAR0, ReferenceTransitions(CHAIN)))
+    means = NetworkTransitions(CHAIN, Direction.BACKWARD, lambda x, t: x * float("nan"))
+    with pytest.raises(NotFitted, match=r"the means of step 0 \(backward\) are not finite on 40 fresh paths"):
+        variance_factors(half, means, 40, 0)
+
+
+@pytest.mark.parametrize("method", ["dsb", "dsbm"])
+def test_a_refresh_longer_than_a_half_bridge_is_one_that_never_comes(method):
+    """To the bits, of every half-bridge; and of a matched network's variances, where no row is used twice, none are corrected."""
+    options = {"method": method, "cache_paths": 40, "variance": "matched"}
+    made = [train(refresh=refresh, **options) for refresh in (STEPS, STEPS + 20, 10**17, (1 << 62) - 1)]
+    for one in made:
+        assert one.backward.factors is None
+        for losses, wanted in zip(one.losses, made[0].losses, strict=True):
+            assert torch.equal(losses, wanted)
+    assert train(**{**options, "cache_paths": 10}, refresh=10**9).backward.factors is not None

@@ -159,6 +159,33 @@ def test_the_equation_of_the_fields_does_not_depend_on_their_spread():
             assert v == pytest.approx(process.sigma(0.7) ** 2 - (r * process.sigma(0.2)) ** 2)
 
 
+@pytest.mark.parametrize("spread", [0.1, 1.0])
+@pytest.mark.parametrize("way", Direction)
+@pytest.mark.parametrize(
+    "process", [hb.VP(), hb.CosineVP(), hb.SubVP(), hb.VE(), hb.EDM(), hb.OU(), hb.OU(3.0, 1.0, 2.0), hb.Brownian(),
+                hb.LinearProcess(lambda t: torch.exp(-t), lambda t: torch.sqrt(t + 0.01), 1.0, 1e-3)], ids=repr,
+)  # fmt: skip
+def test_every_time_of_a_fields_process_is_found_again_from_its_noise_and_grids_cover_it(process, way, spread):
+    """Both ends too, as floats and in float32; levels beyond them are refused. A time is as near as its level, rounded, tells."""
+    made = BridgeProcess(process, way, spread)
+    u = made.T * torch.tensor([0.0, 1e-3, 0.1, 0.5, 0.9, 0.999, 1.0], dtype=F64)
+    levels = made.half_log_snr(u)
+    again = made.time_at(levels)
+    assert again.min() >= 0.0
+    assert again.max() <= made.T
+    torch.testing.assert_close(made.half_log_snr(again), levels, rtol=0.0, atol=1e-9)
+    torch.testing.assert_close(again[1:-1], u[1:-1], rtol=1e-4, atol=0.0)
+    assert made.time_at(made.half_log_snr(made.T)) == pytest.approx(made.T, rel=1e-4)
+    torch.testing.assert_close(made.half_log_snr(made.time_at(levels.float()).double()), levels, rtol=1e-4, atol=1e-4)
+    for grid in (hb.grids.half_log_snr, hb.grids.karras):
+        times = grid(made, 20)
+        assert (times[0], times[-1]) == (made.T, 0.0)
+        assert (np.diff(times) < 0).all()
+    for beyond in (float(levels[0]) + 1e-3, float(levels[-1]) - 1e-3, math.inf):
+        with pytest.raises(ValueError, match=r"a half log-SNR of .* lies outside those of \[0, T\]"):
+            made.time_at(beyond)
+
+
 @pytest.mark.parametrize("t_min", [0.0, 0.01])
 def test_the_likelihood_along_the_flow_is_the_bridges(t_min):
     """log p_t at t_min, by the flow from there to T and the law there, and at 0 itself: the chain's 40 steps leave 2e-3 there."""

@@ -58,6 +58,14 @@ def test_processes_share_the_simulation_and_hold_the_rows_of_one_to_the_bit(ran,
 
 
 @pytest.mark.parametrize("count", [2, 3])
+def test_processes_share_the_paths_that_variances_are_brought_to(ran, count):
+    (one,), several = results(ran, "factors", 1, 1), results(ran, "factors", count, count)
+    for found in several:
+        assert (found["simulated"] < one["simulated"] * (0.7 if count == 2 else 0.5)).all()
+        torch.testing.assert_close(found["factors"], one["factors"], rtol=1e-13, atol=0.0)
+
+
+@pytest.mark.parametrize("count", [2, 3])
 def test_all_processes_say_what_one_says_where_a_path_leaves_the_numbers_in_one_share(ran, count):
     (one,) = results(ran, "far", 1, 1)
     assert one["error"].startswith("FloatingPointError: the backward chain is not finite: 2 of 16 entries")

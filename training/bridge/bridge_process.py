@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any
+
+from torch import Tensor
 
 from halfbridge.solvers.elementary import exp, log, sqrt
 from halfbridge.solvers.processes import Process
 from halfbridge.training.bridge.direction import Direction
 
 __all__ = ["BridgeProcess"]
+
+ROUNDING = 1e-6  # of a half log-SNR, which may come in float32
 
 
 @dataclass(frozen=True)
@@ -80,19 +85,34 @@ class BridgeProcess(Process):
         return self.reference._diffusion(self._time(u))
 
     def _time_at(self, half_log_snr: Any) -> Any:
-        p, square = self.reference, exp(-2.0 * half_log_snr) - self.spread**2
+        p, ends = self.reference, (self._half_log_snr(self.T), self._half_log_snr(0.0))
+        low, high = half_log_snr.detach().aminmax() if _several(half_log_snr) else (half_log_snr, half_log_snr)
+        slack = ROUNDING * max(1.0, *map(abs, ends))
+        for level in (low, high):
+            if not ends[0] - slack <= level <= ends[1] + slack:
+                raise ValueError(
+                    f"{self!r}: a half log-SNR of {float(level):.9g} lies outside those of [0, T], {ends[0]:.9g} to "
+                    f"{ends[1]:.9g}; pass one between"
+                )
+        # what is left of a difference may be rounding, at the times where the noise of the reference is little
+        square = exp(-2.0 * _within(half_log_snr, *ends)) - self.spread**2
         if self.direction is Direction.FORWARD:
             square = (p._sigma(self.T) ** 2 - square) / p._alpha(self.T) ** 2
-        low = float(square.min()) if hasattr(square, "min") else square
-        if low < -1e-12 * self.spread**2:
-            raise ValueError(
-                f"{self!r}: a half log-SNR lies outside those of [0, T], {self._half_log_snr(self.T):.6g} to "
-                f"{self._half_log_snr(0.0):.6g}; pass one between"
-            )
-        return self._time(p._time_at(-0.5 * log(abs(square))))
+        level = -0.5 * log(_within(square, 0.0, math.inf))
+        t = p._time_at(_within(level, p._half_log_snr(self.T), p._half_log_snr(0.0)))
+        return self._time(_within(t, 0.0, self.T))
 
     def _transition(self, s: float, t: float) -> tuple[float, float]:
         if self.direction is Direction.BACKWARD:
             return self.reference.transition(s, t)
         r, v = self.reference.transition(self.T - t, self.T - s)
         return 1.0 / r, v / r**2
+
+
+def _several(x: Any) -> bool:
+    return isinstance(x, Tensor) and x.numel() > 0
+
+
+def _within(x: Any, low: float, high: float) -> Any:
+    """The nearest to x, a float or a tensor, in [low, high]."""
+    return x.clamp(low, high) if isinstance(x, Tensor) else min(max(x, low), high)

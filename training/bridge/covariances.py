@@ -118,6 +118,11 @@ class Full(Covariance):
     def __init__(self, covariance: Tensor) -> None:
         if covariance.ndim not in (2, 3) or covariance.shape[-1] != covariance.shape[-2]:
             raise ValueError(f"`covariance` has shape {tuple(covariance.shape)}; pass (d, d) or (batch, d, d)")
+        bad = int((~covariance.isfinite()).sum())
+        if bad:
+            raise ValueError(
+                f"`covariance` must be finite, but {bad} of its {covariance.numel()} entries are NaN or infinite"
+            )
         self.covariance = covariance.double()
         self.root, failed = torch.linalg.cholesky_ex(self.covariance)
         if bool(failed.any()):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any, cast
 
 import torch
@@ -19,9 +18,7 @@ from halfbridge.training.workers import Workers
 
 __all__ = ["HalfBridgeTrainer"]
 
-SORTED = (
-    1 << 16
-)  # rows whose order is had by sorting, which keeps a few: of more it would be larger than a cache in the plane
+SORTED = 1 << 16  # rows whose order is had by sorting, which keeps a few: of more it would be larger than their cache
 
 
 class HalfBridgeTrainer(Trainer):
@@ -43,7 +40,8 @@ class HalfBridgeTrainer(Trainer):
         workers: Workers,
     ) -> None:
         super().__init__(net, cast(Any, regression), cache.states, None, settings, workers)
-        self.half, self.regression, self.cache, self.refresh = half, regression, cache, refresh
+        self.half, self.regression, self.cache = half, regression, cache
+        self.refresh = min(refresh, settings.steps)  # beyond, it is never
         self.count = len(cache)
         heads = () if regression.head is None else (regression.head.net,)
         self.shared = all(map(shares_labels, (self.model["net"], *heads)))
@@ -59,8 +57,8 @@ class HalfBridgeTrainer(Trainer):
     def _order(self) -> torch.Tensor:
         rows, batch = self.count, self.settings.batch_size
         fill, at = divmod(self.step, self.refresh)
-        fills = self.half.index * math.ceil(self.settings.steps / self.refresh) + fill
-        passes = math.ceil(self.refresh * batch / rows)
+        fills = self.half.index * -(-self.settings.steps // self.refresh) + fill
+        passes = -(-self.refresh * batch // rows)
         order = shuffled if rows <= SORTED else scattered
         return order(rows, self.settings.seed, at, batch, fills * passes)
 

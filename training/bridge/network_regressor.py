@@ -200,8 +200,8 @@ class NetworkRegressor:
         if self.variance == "matched" and self.form == "full":
             fitted.spread = self._residual(half, fitted, "full")
         elif regression.head is not None and trainer.refresh * self.settings.batch_size > len(trainer.cache):
-            seed = self.settings.seed
-            fitted.factors = variance_factors(half, fitted, self.covariance_paths, seed, RESIDUALS, self.chunk)
+            n, seed = self.covariance_paths, self.settings.seed
+            fitted.factors = variance_factors(half, fitted, n, seed, RESIDUALS, self.chunk, self.workers)
         return fitted
 
     def state(self, transitions: Transitions) -> dict[str, Any]:

@@ -16,6 +16,7 @@ from halfbridge.training.bridge.monitors import Monitor, Monitored, Monitors
 from halfbridge.training.bridge.network import NetworkTransitions
 from halfbridge.training.bridge.network_regressor import NetworkRegressor
 from halfbridge.training.bridge.reference import ReferenceChain
+from halfbridge.training.bridge.residuals import NotFitted
 from halfbridge.training.bridge.transitions import ReferenceTransitions, Transitions
 from halfbridge.training.log import SMOOTHED
 from halfbridge.training.settings import Settings
@@ -99,8 +100,8 @@ class BridgeRun:
         loss = float(losses[-SMOOTHED:].mean()) if len(losses) else math.nan
         try:
             fitted = self.regressor.from_score(half) if trainer is None else self.regressor.finish(trainer)
-        except FloatingPointError as error:  # of the teacher's chain
-            self._diverge(error, self.now.index - 1)
+        except FloatingPointError as error:  # of the new kernels, else of the teacher's chain
+            self._diverge(error, self.now.index - (not isinstance(error, NotFitted)))
             return None
         after, samples = self.now.after(fitted), None
 
