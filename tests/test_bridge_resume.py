@@ -172,7 +172,7 @@ def test_another_first_score_is_refused_on_resume_and_when_read_and_the_same_to_
             train(out, True, first=first)
     for first in (scaled(1.1), NEAR1.field(ONE)):
         with pytest.raises(
-            ValueError, match=r"the run in .* has another configuration: first.values.*; pass the score that"
+            ValueError, match=r"the run in .* has another configuration: first.values.*; pass first= the score that"
         ):
             load_bridge(out, first=first)
     for first in (scaled(1.0), scaled(1.0 + 1e-4)):  # what another device may make of it
@@ -183,7 +183,7 @@ def test_another_first_score_is_refused_on_resume_and_when_read_and_the_same_to_
         assert train(out, True, iterations=1, first=first).iterate.index == 2
 
 
-def test_a_folder_with_another_network_than_the_first_kernels_were_made_from_is_refused(tmp_path):
+def test_a_score_that_went_on_or_away_is_refused_and_changes_no_bridge_that_was_made_from_it(tmp_path):
     score, out = tmp_path / "score", tmp_path / "run"
 
     def trained(steps, **options):
@@ -195,13 +195,20 @@ def test_a_folder_with_another_network_than_the_first_kernels_were_made_from_is_
 
     float32 = {"start": NEAR0.sample(9, 1).float(), "end": Normal((2,)), "both": nets(), "iterations": 1}
     trained(2)
-    train(out, first=score, **float32)
-    assert load_bridge(out).forward.reference == CHAIN
+    x = NEAR0.sample(5, 0).float()
+    wanted = train(out, first=score, **float32).translate(x, 1, to="start")
     trained(9, resume=True)
     with pytest.raises(ValueError, match=r"the run in .* has another configuration: regression.first.values"):
         train(out, True, first=score, **float32)
-    with pytest.raises(ValueError, match=r"the run in .* has another configuration: first.values"):
-        load_bridge(out)
+    assert torch.equal(load_bridge(out).translate(x, 1, to="start"), wanted)
+    score.rename(tmp_path / "moved")
+    with pytest.raises(FileNotFoundError, match=r"`first` = '.*score': there is no file or folder"):
+        train(out, True, first=score, **float32)
+    assert torch.equal(load_bridge(out).translate(x, 1, to="start"), wanted)
+    again = train(out, True, first=out / "first.safetensors", **float32)
+    assert torch.equal(again.translate(x, 1, to="start"), wanted)
+    trained_before = hb.training.load(out / "first.safetensors")
+    assert (trained_before.step, trained_before.process) == (2, ONE)
 
 
 def test_a_folder_with_a_run_is_not_begun_again(begun):

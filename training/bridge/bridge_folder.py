@@ -4,6 +4,7 @@ config.json         what the run was called with: networks, reference, ends, reg
 checkpoints/        see `training.checkpoint`; the step is counted over all half-bridges
 log.csv             a line each settings.log_every steps: see `training.log`
 monitors.csv        a line each half-bridge: see `Monitor`
+first.safetensors   the score that the first kernels were made from, where first= was a folder or a file: see `training.save`
 samples/, monitors.png   pictures, where they are asked for
 """
 
@@ -26,15 +27,17 @@ from halfbridge.training.bridge.reference import ReferenceChain
 from halfbridge.training.durable import cannot_write, write_file
 from halfbridge.training.folder import RunFolder
 from halfbridge.training.runs import RunKind, check_settings
+from halfbridge.training.saved import Saved, save
 from halfbridge.training.settings import Settings
 
 __all__ = [
-    "BRIDGES", "BridgeFolder", "check_first", "describe_bridge", "describe_reference", "read_bridge_config",
+    "BRIDGES", "SCORE", "BridgeFolder", "check_first", "describe_bridge", "describe_reference", "read_bridge_config",
 ]  # fmt: skip
 
 FREE = ("iterations", "data", "first_run", "versions", "resumed", "settings")
 """What a resumed run may change at this level: how far it goes, where what it is made of was read from (the ends are compared
 by their digests, a score by its values), and what `Settings.fixed` leaves free but for the steps."""
+SCORE = "first.safetensors"
 STATES = 8  # at which a score is written down, for each of its times
 CLOSE = 0.01  # relative difference that devices and numbers of threads may make in what a score returns
 
@@ -56,6 +59,15 @@ class BridgeFolder(RunFolder):
         except OSError as error:
             kept = "the checkpoints there are whole"
             raise cannot_write(error, "monitors.csv", self.path, len(text), kept) from error
+
+    def keep_score(self, score: Saved) -> None:
+        """Copy the score that the first kernels are made from, unless it is there: its own folder may go on, or away."""
+        path = self.path / SCORE
+        if not path.exists():
+            options: dict[str, Any] = {"objective": score.objective}
+            if score.objective is None:
+                options = {"process": score.process, "predicts": score.predicts, "labels": score.labels}
+            save(path, score.net, step=score.step, record=score.record, **options)
 
     def read(self, step: int) -> dict[str, Any]:
         """The state of a checkpoint. CheckpointError, a ValueError, for a damaged one."""
@@ -113,7 +125,7 @@ def check_first(field: Field, reference: ReferenceChain, config: dict[str, Any],
     end = config["start"]
     like = torch.empty(1, *end["shape"], dtype=getattr(torch, end["dtype"]), device=device)
     old, new = config["regression"]["first"], _describe_first(field, reference, like)
-    remedy = "pass the score that it was begun with"
+    remedy = "pass first= the score that it was begun with"
     recipe.check_same({"first": old}, {"first": _same(old, new)}, f"the run in {folder}", remedy)
 
 

@@ -11,7 +11,7 @@ import torch
 
 from halfbridge.solvers.field import Field
 from halfbridge.training import checkpoint, recipe, states
-from halfbridge.training.bridge.bridge_folder import BRIDGES, check_first, describe_reference, read_bridge_config
+from halfbridge.training.bridge.bridge_folder import BRIDGES, SCORE, check_first, describe_reference, read_bridge_config
 from halfbridge.training.bridge.network_regressor import NetworkRegressor
 from halfbridge.training.bridge.reference import ReferenceChain
 from halfbridge.training.bridge.run import restore
@@ -34,9 +34,9 @@ def load_bridge(
     """The newest iterate of a run of `fit_bridge`, on `device`: averaged networks, in eval mode and without gradients.
 
     Networks of this library and the reference are built from what is written; pass forward_net=, backward_net= for others, and
-    reference= for a process that is not written down. first: the score that was given to the run, where its kernels are
-    still those of the iterate, on `device`; one that was given as a folder is read from there. Nothing that is read can run
-    code. Of a run that diverged it is the last good iterate, with a RuntimeWarning that says why.
+    reference= for a process that is not written down. first: the score that was given to the run as a Field, where its kernels
+    are still those of the iterate, on `device`; one that was given as a folder is kept in the run. Nothing that is read can
+    run code. Of a run that diverged it is the last good iterate, with a RuntimeWarning that says why.
 
     FileNotFoundError where there is no run; ValueError for one without an iterate, for damaged files, for a config.json that is
     not what the checkpoint was trained with, for weights of another architecture, another reference or another score, and for
@@ -52,9 +52,9 @@ def load_bridge(
     if not good:
         left = "go on with it: resume=True" if diverged is None else diverged["why"]
         raise ValueError(f"the run in {folder} has finished no half-bridge yet; {left}")
-    regression, first_run = config["regression"], config.get("first_run")
-    if first is None and first_run is not None and any(one["net"] is None for one in good):
-        score = load(first_run)
+    regression = config["regression"]
+    if first is None and (folder / SCORE).exists() and any(one["net"] is None for one in good):
+        score = load(folder / SCORE)
         score.net.to(device)
         first = score.field
     chain = _reference(config["reference"], reference, folder)

@@ -28,7 +28,7 @@ from halfbridge.training.bridge.run import BridgeRun
 from halfbridge.training.bridge.views import Bridge
 from halfbridge.training.data import Dataset
 from halfbridge.training.folder import Resume, open_in_all
-from halfbridge.training.saved import load
+from halfbridge.training.saved import Saved, load
 from halfbridge.training.settings import Settings
 from halfbridge.training.workers import current
 
@@ -121,9 +121,10 @@ def fit_bridge(
     coupling    what "dsbm" begins from: "reference" (as DSB does), "independent" pairs of the ends, or, in minibatches of
                 coupling_size, "ot" or "sinkhorn": see `Coupling`. coupling_size has a part in the last two alone
     target, variance, form, weighting, first, cache_paths, refresh, cache, cache_limit, cache_folder, covariance_paths, chunk
-                see `NetworkRegressor`. `first` may be the folder of a run of `fit_score` too, whose averaged network it then is;
-                the folder is written down, and `load_bridge` reads it again while the iterate needs it. A cache on the disk is
-                in `out`, where there is one, unless cache_folder is another. The targets "mean" and "drift" differ where
+                see `NetworkRegressor`. `first` may be the folder of a run of `fit_score` too, whose averaged network it then is,
+                or a file of `training.save`. A copy is kept in `out`, first.safetensors: that is what `load_bridge` reads, and
+                first= takes it when resumed, should that folder have gone on. A cache on the disk is in `out`, where there is
+                one, unless cache_folder is another. The targets "mean" and "drift" differ where
                 weighting="plain" alone
     monitor_paths  paths that each iterate is measured on, see `Monitor`; stop: a `StopRule`
     settings, changes  `training.Settings`, whose fields are keywords here too. `steps` are the steps of each half-bridge, and the
@@ -153,8 +154,8 @@ def fit_bridge(
     if callback is not None and not callable(callback):
         raise TypeError(f"`callback` is a {type(callback).__name__}; pass a function of a BridgeState")
     cache_folder = out if cache_folder is None else cache_folder
-    first, first_run = _score(first, laws[0])
-    check(nets, laws[0], reference, first, stop, settings, workers, plots)
+    field, score, first_run = _score(first, laws[0])
+    check(nets, laws[0], reference, field, stop, settings, workers, plots)
     if out is None and (resume is not False or plots):
         what = f"resume = {resume!r}" if resume is not False else "plots = True"
         raise ValueError(f"{what} goes with a folder; pass it as out=")
@@ -166,7 +167,7 @@ def fit_bridge(
         forward_net, backward_net, method=method, coupling=begun, target=target, variance=variance, form=form,
         weighting=weighting, settings=settings,
         cache_paths=cache_paths, refresh=refresh, cache=cache, cache_limit=cache_limit, cache_folder=cache_folder,
-        covariance_paths=covariance_paths, chunk=chunk, first=first, workers=workers,
+        covariance_paths=covariance_paths, chunk=chunk, first=field, workers=workers,
     )  # fmt: skip
     regressor.check(laws[0].sample(1, 0))
     monitors = Monitors(laws[0], laws[1], monitor_paths, settings.seed, regressor.chunk)
@@ -187,6 +188,8 @@ def fit_bridge(
             at = open_in_all(folder, resume, workers)
             if at is not None:
                 run.load(folder.read(at), at)
+            if score is not None:
+                workers.once(lambda: folder.keep_score(score))
         BridgeLoop(run, folder, plots, progress, callback).all(2 * iterations, stop or StopRule())
     return BridgeFit(run, None if folder is None else folder.path)
 
@@ -196,10 +199,13 @@ def _config(end: Any) -> dict[str, Any] | None:
     return dict(end.config) if isinstance(end, Dataset) and end.config is not None else None
 
 
-def _score(first: Field | str | os.PathLike[str] | None, law: End) -> tuple[Field | None, str | None]:
-    """The field, and the folder that it was read from."""
+def _score(first: Field | str | os.PathLike[str] | None, law: End) -> tuple[Field | None, Saved | None, str | None]:
+    """The field, and what it was read from where it was, and its name. FileNotFoundError where there is nothing."""
     if not isinstance(first, str | os.PathLike):
-        return first, None
-    found = load(first)
+        return first, None, None
+    try:
+        found = load(first)
+    except FileNotFoundError as error:
+        raise FileNotFoundError(f"`first` = {str(first)!r}: {error}") from error
     found.net.to(law.sample(1, 0).device)
-    return found.field, str(Path(first).resolve())
+    return found.field, found, str(Path(first).resolve())
