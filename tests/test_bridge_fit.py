@@ -13,6 +13,7 @@ from halfbridge.nets import MLP
 from halfbridge.solvers.field import FieldOutputError
 from halfbridge.training import Settings
 from halfbridge.training.bridge import (
+    Bridge,
     Examples,
     Iterate,
     NetworkRegressor,
@@ -313,6 +314,20 @@ def test_plots_and_tables_are_written(tmp_path):
     assert [row.loss for row in logged] == torch.cat(made.losses).tolist()
 
 
+def test_a_network_whose_classes_are_names_has_none_to_be_told():
+    class Named(MLP):
+        classes = ("a", "b")
+
+    both = [Named(2, hidden=8, depth=1).double(), nets(dtype=F64)[0]]
+    assert small(nets=both, iterations=1).stopped == "iterations"
+
+
+def test_a_fit_and_a_bridge_say_what_they_are():
+    made = small(iterations=1)
+    assert repr(made) == f"BridgeFit({ONE!r} in 3 steps, after half-bridge 2, stopped='iterations')"
+    assert repr(Bridge(made.forward, made.backward)) == f"Bridge({ONE!r} in 3 steps)"
+
+
 @pytest.mark.parametrize(
     ("changes", "error", "message"),
     [
@@ -335,7 +350,8 @@ def test_plots_and_tables_are_written(tmp_path):
         ({"start": Flat()}, ValueError, r"`start`.sample\(1, 0, 0\) is \(1,\), torch.float32; it must be"),
         ({"settings": {"steps": 3}}, TypeError, "settings is a dict; pass a Settings"),
         ({"first": nets()[0]}, TypeError, "`first` is a MLP; pass a Field"),
-        ({"stop": 0.1}, TypeError, r"`stop` is a float; pass a StopRule"),
+        ({"stop": 0.1}, TypeError, r"`stop` is a float; pass a StopRule, such as StopRule\(kl=0.1, error=0.05\)"),
+        ({"form": "diagonal"}, ValueError, "`form` = 'diagonal' is of variance='matched'; pass that too, or leave form out"),
         ({"nets": [lambda x, t: x, nets()[0]]}, TypeError, "`forward_net` is a function; pass a torch.nn.Module"),
         ({"nets": nets(dtype=torch.float16)}, ValueError, "`forward_net` is float16, where Adam's epsilon"),
         ({"precision": "bfloat16"}, ValueError, "keeps float32 weights and `forward_net` is torch.float64"),

@@ -121,7 +121,7 @@ def test_the_plot_of_the_monitors_has_each_ends_errors_with_the_chain_that_ends_
     """Lines and floors of start and end in both distances, and losses of each direction's half-bridges, by colour and label."""
     losses = [torch.full((3,), float(n), dtype=F64) for n in range(1, 5)]
     panels = drawn_monitors(tmp_path, [monitor(n) for n in range(1, 5)], losses, FLOORS)
-    for name, add, more in (("energy distance", 1.0, 100.0), ("sliced w2", 10.0, 1000.0)):
+    for name, add, more in (("energy distance", 1.0, 100.0), ("sliced W2", 10.0, 1000.0)):
         start, start_floor, end, end_floor = panels[name].get_lines()
         assert (start.get_label(), [*start.get_xdata()], [*start.get_ydata()]) == (
             "at the start, backward chain",

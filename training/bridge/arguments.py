@@ -60,7 +60,7 @@ def check(
             f"`reference` is a {type(reference).__name__}; pass a ReferenceChain, such as ReferenceChain(hb.Brownian(), 20)"
         )
     if stop is not None and not isinstance(stop, StopRule):
-        raise TypeError(f"`stop` is a {type(stop).__name__}; pass a StopRule, such as StopRule(kl=0.1)")
+        raise TypeError(f"`stop` is a {type(stop).__name__}; pass a StopRule, such as StopRule(kl=0.1, error=0.05)")
     if first is not None and not isinstance(first, Field):
         raise TypeError(
             f"`first` is a {type(first).__name__}; pass a Field, which halfbridge.nets.as_field makes of a network, or the "

@@ -46,7 +46,9 @@ def plot_monitors(rows: list[Monitor], losses: list[Tensor], path: Path, floors:
 
     figure = Figure(figsize=(14.0, 7.2), dpi=100, facecolor="white", layout="constrained")
     canvas = FigureCanvasAgg(figure)
-    panels = figure.subplot_mosaic([["energy_distance", "sliced_w2", "kl"], ["path_energy", "loss", "loss"]])
+    panels: dict[str, Any] = figure.subplot_mosaic(
+        [["energy_distance", "sliced_w2", "kl"], ["path_energy", "loss", "loss"]]
+    )
     for way, end in (("backward", "start"), ("forward", "end")):
         mine = [row for row in rows if row.direction == way]
         at, colour = [row.iterate for row in mine], COLOURS[way]
@@ -57,8 +59,9 @@ def plot_monitors(rows: list[Monitor], losses: list[Tensor], path: Path, floors:
         for name in ("kl", "path_energy"):
             y, bars = ([getattr(row, field) for row in mine] for field in (name, f"{name}_error"))
             panels[name].errorbar(at, y, yerr=bars, fmt="o-", color=colour, label=way)
-    for name in DISTANCES:  # the energy distance of two samples may be below 0
-        panels[name].set_title(f"{name.replace('_', ' ')} to the end laws (dotted: of two samples of them)")
+    for name, title in zip(DISTANCES, ("energy distance", "sliced W2"), strict=True):
+        # that of two samples of one law may be below 0
+        panels[name].set_title(f"{title} to the end laws (dotted: two samples of them)")
         panels[name].set_ylim(bottom=min(0.0, panels[name].get_ylim()[0]))
     panels["kl"].set(title="KL to the iterate two before, nats", yscale="log")
     panels["path_energy"].set_title("path energy")
