@@ -234,6 +234,10 @@ def test_the_likelihood_is_that_of_the_flow_from_the_normal_end(capsys, moons):
     (row,) = found["methods"]
     assert (row["method"], found["part"]) == ("flow", "a fresh sample")
     assert row["log_prob"] == pytest.approx(flow.log_prob.mean().item(), rel=1e-5)
+    shown = run(capsys, "likelihood", moons, "-n", "6", "--batch", "4", "--steps", "2", "--progress", "--json")
+    assert json.loads(shown[1])
+    assert "likelihood: 100%" in shown[2]
+    assert "6/6" in shown[2]
     tight = run(capsys, "likelihood", moons, "-n", "6", "--solver", "dopri5", "--rtol", "1e-4", "--json")[1]
     assert json.loads(tight)["methods"][0]["log_prob"] == pytest.approx(row["log_prob"], abs=0.05)
 

@@ -14,8 +14,9 @@ from halfbridge.commands import bridge_run
 from halfbridge.commands.bridge_run import BridgeRun, is_bridge, refuse
 from halfbridge.commands.bridge_run import introduce as introduce_bridge
 from halfbridge.commands.likelihood_table import Method, as_json, as_text, measure
-from halfbridge.commands.machine import add_machine, device_of, quietly, use_threads
+from halfbridge.commands.machine import add_machine, bar, device_of, quietly, use_threads
 from halfbridge.commands.trained import add_run, dtype_of, introduce, load, shape_of
+from halfbridge.commands.training_run import shows_progress
 from halfbridge.commands.unseen import unseen
 from halfbridge.parser import Commands, count, number, switch, whole
 from halfbridge.solvers import adaptive, grids
@@ -108,6 +109,7 @@ def add(commands: Commands) -> None:
     )
     parser.add_argument("--batch", type=count, default=64, metavar="N", help="examples at a time")
     add_machine(parser)
+    switch(parser, "--progress", "show a bar of examples (default: on a terminal)", None)
     switch(parser, "--json", "print JSON in place of the table")
     parser.set_defaults(run=_run)
 
@@ -197,7 +199,10 @@ def _tell(
     say(f"data: {len(x0)} of {len(data)} examples of {data.name}, {what}" + (", dequantised" if data.levels else ""))
     if data.levels and not (trained_on or {}).get("dequantise"):
         say("note: the network was trained on grey levels, not on dequantised data, whose density this is")
-    table = [measure(name, method, field, x0, options.batch, data) for name, method in methods.items()]
+    with bar(len(methods) * len(x0), shows_progress(options), "likelihood", "example") as progress:
+        table = [
+            measure(name, method, field, x0, options.batch, data, progress.update) for name, method in methods.items()
+        ]
     if options.json:
         known = {"run": options.folder, **facts, "data": data.name, "part": what, "examples": len(x0)}
         print(as_json(table, known))

@@ -35,13 +35,21 @@ class Row(NamedTuple):
 
 
 def measure(
-    name: str, method: Method, field: Callable[[slice], Field], x0: torch.Tensor, batch: int, data: Dataset
+    name: str,
+    method: Method,
+    field: Callable[[slice], Field],
+    x0: torch.Tensor,
+    batch: int,
+    data: Dataset,
+    done: Callable[[int], object],
 ) -> Row:
+    """The line of a method; done: told how many more examples are."""
     begun, parts = time.perf_counter(), []
     with torch.no_grad():
         for first in range(0, len(x0), batch):
             part = slice(first, min(first + batch, len(x0)))
             parts.append(method(field(part), x0[part], first))
+            done(len(x0[part]))
     log_prob = torch.cat([part.log_prob for part in parts]).cpu()
     d = x0[0].numel()
     bits = -log_prob / (d * math.log(2.0))

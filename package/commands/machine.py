@@ -55,11 +55,11 @@ def device_of(name: str, workers: Workers) -> torch.device:
     return device
 
 
-def bar(total: int, shown: bool) -> Any:
-    """tqdm's, of samples."""
+def bar(total: int, shown: bool, what: str = "sampling", unit: str = "sample") -> Any:
+    """tqdm's."""
     from tqdm.auto import tqdm
 
-    return tqdm(total=total, desc="sampling", unit="sample", disable=not shown)
+    return tqdm(total=total, desc=what, unit=unit, disable=not shown)
 
 
 def quietly(quiet: bool) -> Callable[[str], None]:

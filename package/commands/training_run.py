@@ -73,8 +73,10 @@ def add_run(group: argparse._ActionsContainer) -> None:
 
 
 def shows_progress(options: argparse.Namespace) -> bool:
-    """Whether there is to be a bar."""
-    return not options.quiet and (sys.stderr.isatty() if options.progress is None else bool(options.progress))
+    """Whether there is to be a bar: --progress, unless --quiet, where there is that."""
+    return not getattr(options, "quiet", False) and (
+        sys.stderr.isatty() if options.progress is None else bool(options.progress)
+    )
 
 
 def need(options: argparse.Namespace, *names: str) -> None:
