@@ -223,13 +223,21 @@ def test_strips_are_a_sample_a_column():
     assert sheet[3:, 8].isnan().all()
 
 
-def test_the_likelihood_is_that_of_the_flow_from_the_normal_end(capsys, moons):
+def test_the_likelihood_is_that_of_the_flow_from_the_normal_end(capsys, moons, monkeypatch):
+    grids = []
+
+    def seen(*told, **options):
+        grids.append(options.get("grid"))
+        return hb.log_likelihood(*told, **options)
+
+    monkeypatch.setattr("halfbridge.commands.likelihood.log_likelihood", seen)
     status, out, err = run(capsys, "likelihood", moons, "-n", "6", "--batch", "4", "--steps", "9", "--json")
     assert (status, err) == (0, "")
     found = json.loads(out)
     made, x0 = load_bridge(moons), data.load("moons", n=6, seed=1).examples
     grid = hb.grids.uniform(made.flow_field().process, 9)
     assert grid[-1] == 0.0
+    assert [[*one] for one in grids] == [[*grid]] * 2  # of two batches
     flow = hb.log_likelihood(made.flow_field(), x0, prior=Normal((2,), mean=0.5), solver=hb.Heun(), grid=grid)
     (row,) = found["methods"]
     assert (row["method"], found["part"]) == ("flow", "a fresh sample")
