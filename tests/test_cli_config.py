@@ -35,7 +35,8 @@ BRIDGE = {
     "start": "digits(classes=[3])", "end": "normal(mean=0.5)", "process": "ou(theta=2)", "steps_of_chain": 7,
     "gammas": "symmetric(least=1, most=3)", "times": (0.0, 0.25, 1.0), "transitions": "euler", "method": "dsbm",
     "iterations": 3, "coupling": "ot", "coupling_size": 16, "target": "drift", "variance": "matched", "form": "full",
-    "weighting": "plain", "first": "runs/sgm", "net": "unet(width=8)", "dtype": "float64", "stop_kl": 0.05, "stop_patience": 2,
+    "weighting": "plain", "first": "runs/sgm", "net": "unet(width=8)", "dtype": "float64", "stop_kl": 0.05, "stop_error": 0.3,
+    "stop_patience": 2, "chunk": 33,
     "cache_paths": 64, "refresh": 5, "cache": "disk", "cache_limit": 10**9, "cache_folder": "a b", "covariance_paths": 99,
     "monitor_paths": 77, "out": "runs/a b", "resume": "auto", "device": "cpu", "threads": 2, "progress": True, "quiet": True,
     "plots": False,
@@ -54,7 +55,7 @@ SAMPLE = {
 LIKELIHOOD = {
     "average": 0.0, "data": "moons(n=20)", "number": 3, "seed": 1, "method": "elbo", "solver": "heun", "rtol": 1e-07,
     "atol": 1e-30, "steps": 9, "divergence": "exact", "probes": 3, "draws": 16, "reconstruct": True, "classes": "none", "batch": 2,
-    "device": "cpu", "threads": 1, "json": True,
+    "device": "cpu", "threads": 1, "progress": True, "json": True,
 }  # fmt: skip
 OTHERS = {
     "train sgm": TRAIN,
@@ -165,7 +166,7 @@ def test_every_other_option_is_the_same_by_flag_and_by_a_file(tmp_path, command,
 
 @pytest.mark.parametrize(("command", "more"), [
     ("train sgm", ["--data=moons", "--lr=3e-05", "--betas=0.5,0.9", "--clip=inf", "--size=28,20", "--classes", "--ema-decay=0.9,"]),
-    ("train bridge", ["--start=moons", "--process=vp", "--gammas=constant", "--no-plots", "--stop-kl=1e-3", "--lr=3e-05"]),
+    ("train bridge", ["--start=moons", "--process=vp", "--gammas=constant", "--no-plots", "--stop-kl=1e-3", "--stop-error=0.5", "--lr=3e-05"]),
     ("translate", ["--to=start", "--times=1.0,", "--solver=heun", "--steps=3"]),
     ("sample", ["--t-end=1e-05", "--classes=0-3", "--seed=18446744073709551615", "--solver=Ancestral(variance=\"transition\")"]),
     ("likelihood", ["--no-reconstruct", "--json", "--rtol=1e-07"]),

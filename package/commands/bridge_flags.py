@@ -93,7 +93,7 @@ def add_method(parser: Parser) -> None:
         "--stop-error",
         type=number,
         metavar="X",
-        help="and where the energy distances at both ends are at most X; of a perfect bridge they are about 0",
+        help="with --stop-kl: and the energy distances at both ends, about 0 of a perfect bridge, are at most X (default: no such rule)",
     )
     group.add_argument(
         "--stop-patience",
