@@ -93,7 +93,7 @@ def add_method(parser: Parser) -> None:
         "--stop-error",
         type=number,
         metavar="X",
-        help="with --stop-kl: and the energy distances at both ends, about 0 of a perfect bridge, are at most X (default: no such rule)",
+        help="with --stop-kl: and the energy distances at both ends are at most X, about 0 if perfect (default: no such rule)",
     )
     group.add_argument(
         "--stop-patience",
