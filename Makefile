@@ -20,7 +20,7 @@ help:
 	@echo 'make demo   sample 8x8 digits with every core solver; tables and pictures in out/demo'
 	@echo 'make test   run the tests          (TEST_ARGS="-k heun" to choose)'
 	@echo 'make lint   ruff, and mypy --strict over the package'
-	@echo 'make bench  time plans and kernels against their peers, as ratios'
+	@echo 'make bench  time plans, kernels and bridges against their peers, as ratios'
 	@echo 'make results  run the examples again: docs/results, some 45 minutes on one core'
 	@echo 'make setup  install all that developing needs in $(VENV)'
 	@echo 'make clean  remove what the other targets made, except $(VENV)'
@@ -43,6 +43,7 @@ bench: $(VENV)/installed-test
 	$(BIN)/python -m benchmarks.plan
 	$(BIN)/python -m benchmarks.normal
 	$(BIN)/python -m benchmarks.kernels
+	$(BIN)/python -m benchmarks.bridge
 
 # One thread each, whatever else runs: with the same number of threads the numbers are the same.
 results: $(VENV)/installed-test

@@ -45,24 +45,36 @@ def small(**changes):
     return fit_bridge(*both, start, end, options.pop("reference", ReferenceChain(ONE, 3)), **options)
 
 
-def test_trained_networks_find_the_closed_forms_coupling():
-    """A short budget, 3 iterations of 2 x 200 steps: both couplings within 7 % of the closed form's covariance and 0.06 of its
-    mean (0.005 of that is the 20 000 pairs'). Gaussian ends by their samples, matched full kernels, 8 steps."""
+def test_trained_networks_find_the_closed_forms_coupling_in_five_dimensions():
+    """examples/gaussian_bridge.py's bridge with a tenth of its steps: 5 iterations of 2 x 200, 4 steps of the chain. Both couplings'
+    covariances within 5 % of the closed form's and their means within 0.05. Bounds: the averages remember the last 20 to 30 steps,
+    some 6000 rows of each kernel; the covariance of as many pairs is 3 % off, a mean 0.015, and each half-bridge adds its own.
+    Seeds 0 to 3 gave at most 3.7 % and 0.035; the fixed variance gives 16 to 25 % and 0.2 at any budget."""
+    laws = [_gaussian(5, 0, 1.0), _gaussian(5, 1, 1.2)]
     torch.manual_seed(0)
-    both = [MLP(2, hidden=32, depth=1) for _ in range(2)]
-    x0, x1 = NEAR0.sample(10_000, 1).float(), NEAR1.sample(10_000, 2).float()
-    made = fit_bridge(*both, x0, x1, ReferenceChain(ONE, 8), variance="matched", form="full", iterations=3, steps=200,
-                      batch_size=256, lr=3e-3, schedule="cosine", ema_decay=0.98, monitor_paths=500)  # fmt: skip
-    star = hb.reference.GaussianBridge(NEAR0, NEAR1, ONE).coupling()
+    both = [MLP(5, hidden=32, depth=1) for _ in range(2)]
+    data = [law.sample(200_000, 1 + k).float() for k, law in enumerate(laws)]
+    made = fit_bridge(*both, *data, ReferenceChain(ONE, 4), variance="matched", form="full", iterations=5, steps=200,
+                      batch_size=1024, lr=5e-3, schedule="cosine", ema_decay=0.99, cache_paths=4096, covariance_paths=16384,
+                      monitor_paths=500)  # fmt: skip
+    star = hb.reference.GaussianBridge(*laws, ONE).coupling()
     for to in ("end", "start"):
-        x = (NEAR0 if to == "end" else NEAR1).sample(20_000, 9).float()
+        x = laws[to == "start"].sample(50_000, 9).float()
         y = made.translate(x, 3, to=to)
         mean, cov = coupling_of(*((x, y) if to == "end" else (y, x)))
-        assert float((mean - star.mean).abs().max()) < 0.06
-        assert float((cov - star.cov).norm() / star.cov.norm()) < 0.07
+        assert float((mean - star.mean).abs().max()) < 0.05
+        assert float((cov - star.cov).norm() / star.cov.norm()) < 0.05
     assert made.stopped == "iterations"
-    assert made.monitors[-1].kl < made.monitors[-3].kl / 3
-    assert made.monitors[-1].end_energy_distance < made.monitors[1].end_energy_distance / 4
+    assert made.monitors[-1].kl < made.monitors[-3].kl / 1.5
+    assert made.monitors[-1].end_energy_distance < made.monitors[1].end_energy_distance / 2
+
+
+def _gaussian(d, seed, spread):
+    """A random one with eigenvalues of at least 0.3 spread^2."""
+    generator = torch.Generator().manual_seed(seed)
+    a = torch.randn(d, d, generator=generator, dtype=F64)
+    mean = 0.5 * torch.randn(d, generator=generator, dtype=F64)
+    return hb.reference.Gaussian(mean, spread**2 * (a @ a.mT / d + 0.3 * torch.eye(d)))
 
 
 def test_trained_networks_find_sinkhorns_bridge_between_mixtures():
