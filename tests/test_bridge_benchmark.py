@@ -218,7 +218,7 @@ def test_kernels_compared_at_equal_error_are_those_that_are_named(monkeypatch):
     monkeypatch.setattr(bridge_errors, "EXAMPLES", 10)
     tiny = bridge_cases.gaussians(0.0, 3, 10)._replace(paths=16, refresh=2)
     for who in (bridge_errors.MATCHED, bridge_errors.FIXED):
-        assert len(bridge_errors.errors_over_time(tiny, who, 2)) == 2
+        assert len(bridge_errors.errors_over_time(tiny, who, 1)) == 1
     assert seen == [("matched", "full", "kl"), ("fixed", None, "plain")]
     for who, steps in bridge_errors.ROWS:
         case = bridge_errors.case(steps, 0.01, 7)

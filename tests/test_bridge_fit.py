@@ -49,7 +49,7 @@ def test_trained_networks_find_the_closed_forms_coupling_in_five_dimensions():
     """examples/gaussian_bridge.py's bridge with a tenth of its steps: 5 iterations of 2 x 200, 4 steps of the chain. Both couplings'
     covariances within 5 % of the closed form's and their means within 0.05. Bounds: the averages remember the last 20 to 30 steps,
     some 6000 rows of each kernel; the covariance of as many pairs is 3 % off, a mean 0.015, and each half-bridge adds its own.
-    Seeds 0 to 3 gave at most 3.7 % and 0.035; the fixed variance gives 16 to 25 % and 0.2 at any budget."""
+    Seeds 0 to 3 gave at most 3.6 % and 0.039; with the fixed variance it is 16 to 25 % and 0.19."""
     laws = [_gaussian(5, 0, 1.0), _gaussian(5, 1, 1.2)]
     torch.manual_seed(0)
     both = [MLP(5, hidden=32, depth=1) for _ in range(2)]
@@ -65,8 +65,8 @@ def test_trained_networks_find_the_closed_forms_coupling_in_five_dimensions():
         assert float((mean - star.mean).abs().max()) < 0.05
         assert float((cov - star.cov).norm() / star.cov.norm()) < 0.05
     assert made.stopped == "iterations"
-    assert made.monitors[-1].kl < made.monitors[-3].kl / 1.5
-    assert made.monitors[-1].end_energy_distance < made.monitors[1].end_energy_distance / 2
+    assert made.monitors[-1].kl < made.monitors[1].kl / 30
+    assert made.monitors[-1].end_energy_distance < made.monitors[1].end_energy_distance / 4
 
 
 def _gaussian(d, seed, spread):
