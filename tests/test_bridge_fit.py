@@ -340,6 +340,11 @@ def test_a_fit_and_a_bridge_say_what_they_are():
     assert repr(Bridge(made.forward, made.backward)) == f"Bridge({ONE!r} in 3 steps)"
 
 
+class Stateful(MLP):
+    def get_extra_state(self):
+        return 1
+
+
 @pytest.mark.parametrize(
     ("changes", "error", "message"),
     [
@@ -377,6 +382,8 @@ def test_a_fit_and_a_bridge_say_what_they_are():
         ({"cache_limit": 1e9}, ValueError, "`cache_limit` = 1000000000.0 must be a number of bytes"),
         ({"cache_folder": 3}, TypeError, "`cache_folder` = 3 is a int; pass the path of a folder"),
         ({"refresh": 0}, ValueError, "`refresh` = 0"),
+        ({"nets": [nets(dtype=F64)[0], Stateful(2, hidden=8, depth=1).double()]}, ValueError,
+         r"`backward_net` has a state beside its tensors, of itself \(Stateful.get_extra_state\)"),
         ({"callback": True}, TypeError, "`callback` is a bool; pass a function of a BridgeState"),
     ],
 )  # fmt: skip

@@ -16,6 +16,7 @@ from halfbridge.training.bridge import (
     PathLaw,
     ReferenceChain,
     ReferenceTransitions,
+    couplings,
     fit_bridge,
     gaussian_chain,
     reference_iterate,
@@ -264,6 +265,7 @@ def test_fit_bridge_by_matching_keeps_both_ends_and_finds_the_coupling():
     [
         ({"method": "dsbn"}, "`method` = 'dsbn' is no way to a bridge; did you mean 'dsb'"),
         ({"method": "dsbm", "target": "mean"}, "bridge matching has 'increment' alone"),
+        ({"coupling": "referense"}, "`coupling` = 'referense' is none .* did you mean 'reference'"),
         ({"coupling": "ot"}, "`coupling` has no part in method='dsb'"),
         ({"method": "dsbm", "coupling": "sinkhor"}, "`coupling` = 'sinkhor' is none .* did you mean 'sinkhorn'"),
         ({"method": "dsbm", "coupling": "ot", "coupling_size": 0}, "`coupling_size` = 0"),
@@ -282,3 +284,16 @@ def test_a_half_bridge_of_dsb_has_the_same_states_as_its_pairs():
     for pair in half.pairs(5, 3, 2, means=False):
         torch.testing.assert_close(pair.here, path[pair.k])
         torch.testing.assert_close(pair.there, path[half.direction.arrives(pair.k)])
+
+
+def test_a_minibatch_larger_than_what_is_simulated_at_once_is_paired_once_a_fill(monkeypatch):
+    solved, transported = [], couplings._transported
+    monkeypatch.setattr(couplings, "_transported", lambda cost: (solved.append(len(cost)), transported(cost))[1])
+    coupling = Coupling(NEAR0, NEAR1, CHAIN, "ot", 32)
+    cache = TrajectoryCache(CHAIN, NEAR0.sample(1, 0), 64, "increment", matching=True, chunk=5)
+    half = BridgeMatching(0, PathLaw(NEAR0, ReferenceTransitions(CHAIN)), None, coupling)
+    cache.hold(half, 3, 0)
+    assert solved == [32, 32]
+    x, y = coupling.sample(64, 3)
+    for one, part in zip((x, y), zip(*(Coupling(NEAR0, NEAR1, CHAIN, "ot", 32).sample(8, 3, at) for at in range(0, 64, 8)), strict=True), strict=True):  # fmt: skip
+        assert torch.equal(one, torch.cat(part))

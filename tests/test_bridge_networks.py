@@ -253,6 +253,19 @@ class Column(torch.nn.Module):
         return x[:, :1]
 
 
+def test_hooks_see_the_times_that_any_network_is_called_with():
+    """In training, and as kernels: (batch,), also of the networks that share labels without hooks."""
+    seen, both = [], nets(dtype=F64)
+    for net in both:
+        net.register_forward_pre_hook(lambda net, arguments: seen.append([*map(torch.Tensor.size, arguments)]))
+    settings = hb.training.Settings(steps=2, batch_size=4)
+    regressor = NetworkRegressor(*both, variance="matched", cache_paths=7, settings=settings)
+    kernels = regressor.fit(HalfBridge(0, PathLaw(NEAR0, half_reference())))
+    regressor.fit(HalfBridge(1, PathLaw(NEAR1, kernels)))
+    assert len(seen) > 8
+    assert all(t == x[:1] for x, t in seen)
+
+
 @pytest.mark.parametrize("weighting", ["kl", "plain"])
 def test_mean_and_drift_are_one_loss_but_for_the_plain_weights(weighting):
     """Row by row: (M(there) - M(here))/gamma as it is, or as a mean here + M(there) - M(here)."""

@@ -120,3 +120,14 @@ def test_unlike_or_broken_samples_are_refused(distance):
         distance(torch.zeros(2, 3), torch.zeros(2, 2))
     with pytest.raises(ValueError, match="y has entries that are not finite"):
         distance(torch.zeros(2, 3), torch.full((2, 3), math.nan))
+
+
+def test_projections_are_sorted_a_few_at_once_to_what_all_at_once_are(monkeypatch):
+    y, sizes, one_by_one = gaussian(30, 0.3, 1.5, 1), [], two_sample._sorted
+    wanted = two_sample.sorted_projections(y, projections=60, seed=4)
+    monkeypatch.setattr(two_sample, "ROWS", 200)
+    monkeypatch.setattr(
+        two_sample, "_sorted", lambda rows, u: (sizes.append(len(u) * len(rows)), one_by_one(rows, u))[1]
+    )
+    torch.testing.assert_close(two_sample.sorted_projections(y, projections=60, seed=4), wanted, rtol=1e-12, atol=1e-12)
+    assert max(sizes) == 180

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from numbers import Integral
 from typing import NamedTuple
 
@@ -94,9 +95,9 @@ def class_count(net: torch.nn.Module) -> int | None:
     return int(known) if isinstance(known, Integral) else None
 
 
-def check_kept(net: torch.nn.Module, objective: object) -> None:
-    """ValueError for modules with a state that a run's folder does not keep."""
-    for what, module in (("the network", net), ("the objective", objective)):
+def check_kept(named: Mapping[str, object]) -> None:
+    """ValueError for modules, by what they are called, with a state that a run's folder does not keep."""
+    for what, module in named.items():
         for name, part in module.named_modules() if isinstance(module, torch.nn.Module) else ():
             if type(part).get_extra_state is not torch.nn.Module.get_extra_state:
                 raise ValueError(

@@ -126,7 +126,7 @@ def fit_score(
         stack.enter_context(torch.enable_grad())
         trainer = Trainer(net, chosen, examples.values, examples.classes, settings, workers, examples.bins)
         if folder is not None:
-            check_kept(net, chosen)
+            check_kept({"the network": net, "the objective": chosen})
             with training_mode(trainer.model, trainer.device):
                 trainer.rehearse()
             if settings.sample_every:

@@ -59,7 +59,13 @@ def sliced_w2(
 def sorted_projections(y: torch.Tensor, *, projections: int = 500, seed: int = 0) -> torch.Tensor:
     """u.y for each direction u of `sliced_w2`, in ascending order, (projections, m) float64."""
     rows = y.detach().flatten(1).double()
-    return _sorted(rows, _directions(rows, projections, seed))
+    directions = _directions(rows, projections, seed)
+    ordered = rows.new_empty(projections, len(rows))
+    for part, u in zip(
+        *(torch.split(z, max(1, ROWS // max(1, len(rows)))) for z in (ordered, directions)), strict=True
+    ):
+        part.copy_(_sorted(rows, u))
+    return ordered
 
 
 def _directions(rows: torch.Tensor, projections: int, seed: int) -> torch.Tensor:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -50,10 +50,12 @@ class Coupling:
     reference: ReferenceChain
     how: str = "independent"
     size: int = 256
+    _last: dict[tuple[int, int], tuple[Tensor, Tensor]] = field(
+        default_factory=dict, init=False, repr=False, compare=False
+    )
 
     def __post_init__(self) -> None:
-        check_coupling(self.how)
-        integer("coupling_size", self.size, 1, 1 << 20, "pass the pairs of a minibatch, 256 say")
+        check_coupling(self.how, self.size)
         if self.how != "independent":
             _pot(self.how)
 
@@ -70,6 +72,14 @@ class Coupling:
         return self.start.sample(n, seed, path_index(0, first)), self.end.sample(n, seed, path_index(PARTNERS, first))
 
     def _minibatch(self, seed: int, first: int) -> tuple[Tensor, Tensor]:
+        """The last one is kept: of one that is larger than what is asked for at once, it pairs the rest."""
+        if (seed, first) not in self._last:
+            made = self._paired(seed, first)
+            self._last.clear()
+            self._last[seed, first] = made
+        return self._last[seed, first]
+
+    def _paired(self, seed: int, first: int) -> tuple[Tensor, Tensor]:
         x, y = self._ends(self.size, seed, first)
         a, b = (z.flatten(1).double().cpu() for z in (x, y))
         process = self.reference.process
@@ -80,10 +90,11 @@ class Coupling:
         return x, y[picked.to(y.device)]
 
 
-def check_coupling(how: str) -> None:
-    """ValueError for what is none of COUPLINGS."""
-    if how not in COUPLINGS:
-        raise ValueError(f"`coupling` = {how!r} is none that bridge matching begins from; {nearest(how, COUPLINGS)}")
+def check_coupling(how: str, size: int, known: tuple[str, ...] = COUPLINGS) -> None:
+    """ValueError for what is none of `known`, and for no number of pairs."""
+    if how not in known:
+        raise ValueError(f"`coupling` = {how!r} is none that bridge matching begins from; {nearest(how, known)}")
+    integer("coupling_size", size, 1, 1 << 20, "pass the pairs of a minibatch, 256 say")
 
 
 def _pot(how: str) -> Any:

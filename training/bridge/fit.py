@@ -11,14 +11,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from halfbridge.kernels.philox import integer
 from halfbridge.solvers.field import Field
 from halfbridge.solvers.reference.covariance import whole_number
 from halfbridge.training.arguments import check_kept
 from halfbridge.training.bridge.arguments import check, ends, settings_of
 from halfbridge.training.bridge.bridge_folder import BridgeFolder, describe_bridge
 from halfbridge.training.bridge.bridge_loop import BridgeLoop, BridgeState
-from halfbridge.training.bridge.couplings import Coupling
+from halfbridge.training.bridge.couplings import COUPLINGS, Coupling, check_coupling
 from halfbridge.training.bridge.ends import End
 from halfbridge.training.bridge.ipf import Iterate, reference_iterate
 from halfbridge.training.bridge.monitors import Monitors, StopRule
@@ -129,7 +128,8 @@ def fit_bridge(
     monitor_paths  paths that each iterate is measured on, see `Monitor`; stop: a `StopRule`
     settings, changes  `training.Settings`, whose fields are keywords here too. `steps` are the steps of each half-bridge, and the
                 learning rate's schedule begins anew with each; class_dropout and sample_* have no part here. `precision` is of
-                training alone: caches, monitors and the bridge are simulated in the networks' own
+                the means' training alone: networks of variances are trained in the networks' own, and not compiled, where the
+                given ones are; caches, monitors and the bridge are simulated so
     plots       with `out`: monitors.png, and a picture of each chain's end in samples/
     progress    show steps and loss. callback: called with a `BridgeState` after each step, which has the iterate and networks to
                 sample from; the run ends where it returns True, and is saved where it raises
@@ -160,9 +160,9 @@ def fit_bridge(
         what = f"resume = {resume!r}" if resume is not False else "plots = True"
         raise ValueError(f"{what} goes with a folder; pass it as out=")
     if out is not None:
-        check_kept(forward_net, backward_net)
-    pairs = integer("coupling_size", coupling_size, 1, 1 << 20, "pass the pairs of a minibatch, 256 say")
-    begun = None if coupling == "reference" else Coupling(laws[0], laws[1], reference, coupling, pairs)
+        check_kept({f"`{name}`": net for name, net in nets.items()})
+    check_coupling(coupling, coupling_size, ("reference", *COUPLINGS))
+    begun = None if coupling == "reference" else Coupling(laws[0], laws[1], reference, coupling, coupling_size)
     regressor = NetworkRegressor(
         forward_net, backward_net, method=method, coupling=begun, target=target, variance=variance, form=form,
         weighting=weighting, settings=settings,

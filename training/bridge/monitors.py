@@ -100,21 +100,20 @@ class Monitors:
                 f"the {way.value} chain ends {size:.3g} from the origin (root mean square), and the laws that it joins are "
                 f"within {self._reach:.3g}"
             )
-        start = end = (math.nan, math.nan)
+        ends = dict.fromkeys(Direction, (math.nan, math.nan))
         if rows:
             last = rows[-1]
-            start, end = (
-                (last.start_energy_distance, last.start_sliced_w2),
-                (last.end_energy_distance, last.end_sliced_w2),
-            )
-        here = self._distances(samples, way)
-        start, end = (start, here) if way is Direction.FORWARD else (here, end)
+            ends[Direction.BACKWARD] = (last.start_energy_distance, last.start_sliced_w2)
+            ends[Direction.FORWARD] = (last.end_energy_distance, last.end_sliced_w2)
+        ends[way] = self._distances(samples, way)
         kl = Estimate(math.nan, math.nan)
         kernels = before.forward if way is Direction.FORWARD else before.backward
         if kernels is not None:
             kl = path_kl(law, PathLaw(law.start, kernels), self.paths, self.seed, PATHS + 2 * self.paths, self.chunk)
         energy = path_energy(law, self.paths, self.seed, PATHS + 2 * self.paths, self.chunk)
-        row = Monitor(now.index, way.value, loss, *start, *end, *kl, *energy, seconds)
+        row = Monitor(
+            now.index, way.value, loss, *ends[Direction.BACKWARD], *ends[Direction.FORWARD], *kl, *energy, seconds
+        )
         return Monitored(row, samples)
 
     def law_at_the_end(self, way: Direction) -> Tensor:

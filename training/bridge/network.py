@@ -12,11 +12,10 @@ from halfbridge.nets import MLP, UNet
 from halfbridge.nets.conditioned import SharedLabels
 from halfbridge.nets.labels import network_labels
 from halfbridge.solvers.field import check_output
-from halfbridge.solvers.nearest import nearest
 from halfbridge.training.bridge.covariances import Covariance, Diagonal
 from halfbridge.training.bridge.direction import Direction
 from halfbridge.training.bridge.reference import ReferenceChain
-from halfbridge.training.bridge.targets import TARGETS
+from halfbridge.training.bridge.targets import TARGETS, target_named
 from halfbridge.training.bridge.transitions import Sum, Transitions
 
 __all__ = ["NetworkTransitions", "VarianceHead", "interval_labels", "label", "shares_labels", "told"]
@@ -24,8 +23,9 @@ __all__ = ["NetworkTransitions", "VarianceHead", "interval_labels", "label", "sh
 
 def shares_labels(net: torch.nn.Module) -> bool:
     """Whether the network takes `SharedLabels`, which is to embed a chain's few labels once and not once a row: MLP and UNet
-    do. Of a class derived from them nothing is known; like any other it is called with t of shape (batch,)."""
-    return type(net) in (MLP, UNet)
+    do. Of a class derived from them nothing is known, and hooks see what it is called with; like any other they are called
+    with t of shape (batch,)."""
+    return type(net) in (MLP, UNet) and not (net._forward_hooks or net._forward_pre_hooks)
 
 
 def label(reference: ReferenceChain, k: int, x: Tensor, net: torch.nn.Module) -> Tensor | SharedLabels:
@@ -52,7 +52,7 @@ class VarianceHead(torch.nn.Module):
 
     net: called as the mean's network, with the same label. log r is what it returns less what it returned as it was given,
     which a frozen copy, evaluated too, knows; "scalar" takes the mean over elements. So r is positive, and begins at 1, the
-    variances of the reference, from any network, trained ones too.
+    variances of the reference, from any network, trained ones too; in train mode of one that drops out, near 1.
     """
 
     def __init__(self, net: torch.nn.Module, form: str) -> None:
@@ -104,9 +104,7 @@ class NetworkTransitions(Transitions):
         spread: Sequence[Covariance] | VarianceHead | None = None,
     ) -> None:
         super().__init__(reference, direction)
-        if target not in TARGETS:
-            raise ValueError(f"`target` = {target!r} is no target of a half-bridge; {nearest(target, TARGETS)}")
-        if TARGETS[target].teacher_stays and teacher is None:
+        if target_named(target).teacher_stays and teacher is None:
             raise ValueError(f"`target` = {target!r} makes the mean from the teacher's; pass teacher=")
         if isinstance(spread, Sequence) and len(spread) != reference.steps:
             raise ValueError(f"`spread` has {len(spread)} covariances; pass one a step, {reference.steps}")

@@ -18,7 +18,7 @@ from halfbridge.training.bridge.transitions import Sum
 
 __all__ = [
     "TARGETS", "Pair", "Target", "check_target", "drift_matching", "increment", "mean_matching", "score_matching",
-    "variance_ratio",
+    "target_named", "variance_ratio",
 ]  # fmt: skip
 
 
@@ -134,10 +134,16 @@ even where networks are trained with the weighting "kl" (see `Regression`). "inc
 "matched" kernels take (with "fixed" ones it keeps the means of the end laws exact, and the coupling is far off)."""
 
 
-def check_target(name: str, variance: str) -> Target:
-    """The target of that name; ValueError for another name, and for one that kernels of `variance` cannot take."""
+def target_named(name: str) -> Target:
+    """The target of that name; ValueError for another."""
     if name not in TARGETS:
         raise ValueError(f"`target` = {name!r} is no target of a half-bridge; {nearest(name, TARGETS)}")
+    return TARGETS[name]
+
+
+def check_target(name: str, variance: str) -> Target:
+    """`target_named`; ValueError for one that kernels of `variance` cannot take, too."""
+    target = target_named(name)
     if variance not in VARIANCES:
         raise ValueError(f"`variance` = {variance!r} is no variance of kernels; {nearest(variance, VARIANCES)}")
     if variance == "matched" and name != "increment":
@@ -145,4 +151,4 @@ def check_target(name: str, variance: str) -> Target:
             f"`target` = {name!r} holds for kernels of the variance 2 gamma; with variance='matched' pass target='increment', "
             "the exact conditional mean"
         )
-    return TARGETS[name]
+    return target
