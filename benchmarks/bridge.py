@@ -5,7 +5,8 @@ cache's tensors ("index"); mean matching with fixed variances, the published alg
 
 1. Seconds for an IPF iteration, both half-bridges, of `fit_bridge` and of a peer with the same networks, chain, cache, refresh,
    batch and optimiser: in all, in simulation and in training (which is all the rest), the ratio of paired turns with its 20 and
-   80 % quantiles, and the share of ours that the networks have, forward and backward. A turn is one run of each.
+   80 % quantiles, and how much the peer's calls of the networks, forward and backward, are of ours in all: near 1 there is
+   nothing around them left to save. A turn is one run of each.
 2. Peak resident memory of a fresh process for each, of a run whose cache is `LARGER` times as large, less what it had before.
 3. At equal error, where the algorithms are not the same: `benchmarks.bridge_errors`.
 
@@ -53,8 +54,8 @@ def times(case: Case, turns: int, iterations: int = 2) -> dict[str, np.ndarray]:
 
 
 def network_seconds(case: Case) -> float:
-    """Seconds of the networks alone in an iteration of ours, forward and backward, from calls of that batch: what no code
-    around them can save."""
+    """Seconds of the networks alone in an iteration, forward and backward, called as the peer calls them: a label for each row,
+    batches of the training's size. Ours embeds a label once and simulates in larger batches, and so may need less."""
     net, x = case.nets()[0], case.start.sample(case.settings.batch_size, 0)
     t = torch.full((len(x),), 0.3)
     evaluations = case.chain.steps * case.paths * 2 * math.ceil(case.settings.steps / case.refresh) / len(x)
@@ -95,16 +96,22 @@ def peak(name: str, who: str, scale: float) -> tuple[float, float]:
 
 def child(name: str, who: str, scale: float) -> None:
     """What `peak` runs. The second half-bridge is the first whose teacher is a network."""
-    import resource
-
     case = _case(name)(scale)
     warm = case._replace(settings=case.settings.replace(steps=2), paths=case.settings.batch_size, refresh=2)
     trained(warm, who, 1, Clock())  # what is loaded at first use
     case = case._replace(settings=case.settings.replace(steps=4), paths=LARGER * case.paths, refresh=4)
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    Path("/proc/self/clear_refs").write_text(
+        "5"
+    )  # the peak begins anew
+    before = _resident("VmRSS")
     trained(case, who, 1, Clock())
-    after = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    print(json.dumps([before / 1024, (after - before) / 1024]))
+    print(json.dumps([before, _resident("VmHWM") - before]))
+
+
+def _resident(name: str) -> float:
+    """MiB, now (VmRSS) or at the peak (VmHWM); Linux. The peak of getrusage is that of the process that started this one too."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith(f"{name}:")) / 1024
 
 
 def _case(name: str) -> Callable[..., Case]:
