@@ -100,9 +100,7 @@ def child(name: str, who: str, scale: float) -> None:
     warm = case._replace(settings=case.settings.replace(steps=2), paths=case.settings.batch_size, refresh=2)
     trained(warm, who, 1, Clock())  # what is loaded at first use
     case = case._replace(settings=case.settings.replace(steps=4), paths=LARGER * case.paths, refresh=4)
-    Path("/proc/self/clear_refs").write_text(
-        "5"
-    )  # the peak begins anew
+    Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew
     before = _resident("VmRSS")
     trained(case, who, 1, Clock())
     print(json.dumps([before, _resident("VmHWM") - before]))
