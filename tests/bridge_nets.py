@@ -4,7 +4,8 @@ import torch
 
 import halfbridge as hb
 from halfbridge.nets import MLP
-from halfbridge.training.bridge import AffineRegressor, ReferenceChain, ipf, reference_iterate
+from halfbridge.training.bridge import AffineRegressor, ReferenceChain, fit_bridge, ipf, reference_iterate
+from halfbridge.training.bridge.regression import Batch
 
 F64 = torch.float64
 ONE = hb.OU(0.5, 1.0, 1.0)  # EQUATIONS.md H.3's experiment: T = 1, f = -x/2
@@ -36,3 +37,25 @@ def coupling_of(x, y):
     """Mean and covariance of the pairs."""
     z = torch.cat([x, y], 1).double()
     return z.mean(0), torch.cov(z.mT)
+
+
+SMALL = {"steps": 3, "batch_size": 8, "cache_paths": 8, "monitor_paths": 16, "covariance_paths": 50}
+
+
+def small(**changes):
+    """A fit of 3 steps a half-bridge."""
+    options = {"iterations": 2, **SMALL, **changes}
+    start, end = (options.pop(name, law) for name, law in (("start", NEAR0), ("end", NEAR1)))
+    both = options.pop("nets", None) or nets(dtype=F64)
+    return fit_bridge(*both, start, end, options.pop("reference", ReferenceChain(ONE, 3)), **options)
+
+
+def half_reference():
+    return hb.training.bridge.ReferenceTransitions(ReferenceChain(ONE, 3))
+
+
+def batch(n=7, shape=(2, 3)):
+    g = torch.Generator().manual_seed(0)
+    here, value = (torch.randn(n, *shape, generator=g, dtype=F64) for _ in range(2))
+    label, gamma, known = torch.rand(3, n, generator=g, dtype=F64)
+    return Batch(here, value, label, 0.1 + gamma, known)
