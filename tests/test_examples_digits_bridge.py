@@ -160,7 +160,8 @@ def test_the_words_on_few_steps_follow_the_numbers_and_their_standard_errors():
     def rows(*values, deviation=0.0):
         names = [(m, n) for m in ("DSB", "SGM, VP") for n in (5, 10)]
         return [
-            {"model": m, "evaluations": n, "energy": [v, deviation]} for (m, n), v in zip(names, values, strict=True)
+            {"model": m, "evaluations": n, "energy": [v, deviation], "recognised": [v, deviation]}
+            for (m, n), v in zip(names, values, strict=True)
         ]
 
     text = report._seen(rows(0.1, 0.05, 0.3, 0.2), (5, 10), 4)
@@ -169,7 +170,9 @@ def test_the_words_on_few_steps_follow_the_numbers_and_their_standard_errors():
         "Against SGM, VP DSB is nearer at 5 and 10 steps, farther at no number of steps, and with 5 steps no farther"
         in text
     )
+    assert "less often at 5 and 10 steps." in text
     text = report._seen(rows(0.4, 0.25, 0.3, 0.2), (5, 10), 4)
+    assert "more often than those of SGM, VP at 5 and 10 steps, less often at no number of steps." in text
     assert "nearest is SGM, VP at 5; SGM, VP at 10 steps" in text
     assert "nearer at no number of steps, farther at 5 and 10 steps, and with fewer steps always farther" in text
     for deviation, level in ((0.05, True), (0.03, False)):  # a gap of 0.05 beside 2 sqrt(2/4) deviations

@@ -84,7 +84,8 @@ def few_samples(
 
 
 def few_scores(told: Mapping[str, Any], path: Path) -> None:
-    """Three measures against the steps of sampling; bars are deviations over sampling seeds, grey is what real digits give."""
+    """Three measures against the steps of sampling; bars are deviations over sampling seeds, grey (two deviations) is what real
+    digits give."""
     figure = Figure(figsize=(11.0, 3.5), dpi=DPI, facecolor="white", layout="constrained")
     titles = {
         "energy": "Energy distance to held-out digits",
@@ -98,16 +99,17 @@ def few_scores(told: Mapping[str, Any], path: Path) -> None:
             at = [row["evaluations"] for row in mine]
             ax.errorbar(at, y, yerr=bars, color=colour, marker="o", ms=4.5, lw=1.6, capsize=3, label=name)
         if key == "recognised":
-            ax.axhline(told["real"][key], color=QUIET, lw=1.2, ls=(0, (4, 3)), label="real digits")
+            ax.axhline(told["real"][key], color=QUIET, lw=1.2, ls=(0, (4, 3)))
             ax.set_ylim(None, 1.0)
         else:
             mean, std = told["real"][key]
-            ax.axhspan(mean - 2 * std, mean + 2 * std, color=CARD, label="real digits, 2 std", zorder=0)
+            ax.axhspan(mean - 2 * std, mean + 2 * std, color=CARD, label="real digits", zorder=0)
             ax.set_ylim(min(0.0, mean - 2 * std), None)
         ax.set_xticks([row["evaluations"] for row in told["rows"] if row["model"] == METHODS[0]])
         ax.set_title(title, loc="left", fontsize=10, color=INK)
         ax.set_xlabel("steps", color=INK)
-        ax.legend(frameon=False, fontsize=8.5, labelcolor=INK)
+        if key == "energy":  # the colours are those of all three
+            ax.legend(frameon=False, fontsize=8.5, labelcolor=INK)
         plain(ax)
     figure.savefig(path)
 

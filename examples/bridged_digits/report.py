@@ -259,9 +259,24 @@ def _seen(rows: Sequence[Mapping[str, Any]], budgets: Sequence[int], seeds: int)
             + (f", and with {pairs[0][0]} steps no farther than it with {max(m for f, m in pairs if f == pairs[0][0])}."
                if pairs else ", and with fewer steps always farther.")
         )  # fmt: skip
+    parts += ["By the share recognised:", *(_recognised(rows, name, budgets, seeds) for name in names if name != "DSB")]
     return " ".join(
         [*parts, "Differences count from two standard errors of sampling; the chance of training is not in them."]
     )
+
+
+def _recognised(rows: Sequence[Mapping[str, Any]], name: str, budgets: Sequence[int], seeds: int) -> str:
+    """How often DSB's digits are recognised beside another model's."""
+    at = {(row["model"], row["evaluations"]): row["recognised"] for row in rows}
+    above, below = [], []
+    for b in budgets:
+        (x, dx), (y, dy) = at["DSB", b], at[name, b]
+        error = 2.0 * math.sqrt((dx**2 + dy**2) / seeds)
+        if x - y > error:
+            above.append(b)
+        elif y - x > error:
+            below.append(b)
+    return f"DSB's digits more often than those of {name} at {_list(above)} steps, less often at {_list(below)} steps."
 
 
 def _list(values: Sequence[int]) -> str:
