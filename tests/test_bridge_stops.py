@@ -310,7 +310,7 @@ def test_new_kernels_that_leave_the_numbers_cost_no_iterate_but_their_own(form, 
 
     ends = {name: Normal((5,), dtype=F64, mean=mean) for name, mean in (("start", 0.0), ("end", 1.0))}
     both = [kind(5, hidden=8, depth=1).double() for kind in (Lost, MLP)]
-    with pytest.warns(RuntimeWarning, match=rf"half-bridge 1 \(forward\) diverged: {why}"):
+    with pytest.warns(RuntimeWarning, match=rf"half-bridge 2 \(forward\) diverged: {why}"):
         made = train(both=both, variance="matched", form=form, refresh=5, cache_paths=4, **ends)
     assert made.iterate.index == 1
     assert len(made.monitors) == 1

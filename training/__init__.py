@@ -5,7 +5,7 @@ losses            losses of explicit tensors, a file a family; objectives: losse
 fit, settings     `fit_score`, and the numbers that it is called with
 trainer, loop, modes, noise, workers   one step, all of them, how modules are put, the random numbers of a step, processes
 folder, checkpoint, log, pictures   what a run leaves behind; recipe, saved: what it was, and a network read back
-sampling          samples made by several processes
+sampling          samples made by several processes; notices: warnings at the line that called
 bridge            diffusion Schrödinger bridges: iterative proportional fitting and bridge matching
 """
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -17,6 +16,7 @@ from halfbridge.solvers.nearest import nearest
 from halfbridge.training.bridge.chains import path_index
 from halfbridge.training.bridge.ends import End
 from halfbridge.training.bridge.reference import ReferenceChain
+from halfbridge.training.notices import notice
 
 __all__ = ["COUPLINGS", "Coupling", "check_coupling"]
 
@@ -132,11 +132,9 @@ def _bridged(cost: Tensor, potentials: tuple[NDArray[Any], NDArray[Any]]) -> Ten
             warmstart=potentials,
         )
     if not log["err"][-1] < enough:
-        warnings.warn(
+        notice(
             f"the coupling by Sinkhorn of {n} pairs has not converged after {ITERATIONS} iterations: the reference has so little "
-            "noise that coupling='ot' is nearly the same; pass that",
-            RuntimeWarning,
-            stacklevel=3,
+            "noise that coupling='ot' is nearly the same; pass that"
         )
     return torch.from_numpy(plan)
 

@@ -7,9 +7,7 @@ import math
 import mmap
 import os
 import shutil
-import sys
 import tempfile
-import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -17,6 +15,7 @@ import torch
 
 from halfbridge.solvers.nearest import nearest
 from halfbridge.training.bridge.memory import available
+from halfbridge.training.notices import notice
 
 __all__ = ["WHERE", "buffer", "check_place"]
 
@@ -54,11 +53,9 @@ def buffer(
             if bytes_ is None or size <= bytes_:
                 return torch.empty(tuple(shape), dtype=dtype, device=place)
         what = f"cache_limit = {limit}" if limit is not None else f"{most[cpu]}, its share of the free memory"
-        warnings.warn(
+        notice(
             f"the cache of trajectories has {size} bytes, more than {what}: it goes to the disk, in "
-            f"{folder or tempfile.gettempdir()}; pass fewer cache_paths to keep it in memory",
-            RuntimeWarning,
-            stacklevel=_outside(),
+            f"{folder or tempfile.gettempdir()}; pass fewer cache_paths to keep it in memory"
         )
     return _mapped(shape, dtype, size, Path(folder or tempfile.gettempdir()))
 
@@ -79,14 +76,6 @@ def _most(place: torch.device, limit: int | None, among: int) -> int | None:
         return limit
     free = available(place)
     return None if free is None else int(SHARE * free / (among if place.type == "cpu" else 1))
-
-
-def _outside() -> int:
-    """The stacklevel, for who calls this, of the nearest call from outside this library."""
-    frame, level = sys._getframe(1), 1
-    while frame.f_back is not None and frame.f_globals.get("__name__", "").startswith("halfbridge."):
-        frame, level = frame.f_back, level + 1
-    return level
 
 
 def _mapped(shape: Sequence[int], dtype: torch.dtype, size: int, folder: Path) -> torch.Tensor:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import warnings
 from typing import Any, NamedTuple
 
 import torch
@@ -19,6 +18,7 @@ from halfbridge.training.bridge.reference import ReferenceChain
 from halfbridge.training.bridge.residuals import NotFitted
 from halfbridge.training.bridge.transitions import ReferenceTransitions, Transitions
 from halfbridge.training.log import SMOOTHED
+from halfbridge.training.notices import notice
 from halfbridge.training.settings import Settings
 from halfbridge.training.trainer import Asked, NotFinite, Step
 
@@ -131,7 +131,7 @@ class BridgeRun:
 
     def _ended(self, diverged: Diverged) -> None:
         self.diverged, self.stopped = diverged, diverged.why
-        warnings.warn(f"{diverged.why}. The last good iterate is returned", RuntimeWarning, stacklevel=5)
+        notice(f"{diverged.why}. The last good iterate is returned")
 
     def state(self) -> dict[str, Any]:
         """All that the rest of the run depends on, but for the call's arguments."""
