@@ -8,7 +8,7 @@ targets, half_bridge, ipf what kernels are regressed onto; a half-bridge as a re
 affine, affine_regressor  affine kernels and the exact laws of their chains; the regressor that is exact between Gaussians
 estimates                 KL between chains and energies, from paths
 network, regression       kernels that are networks, and the loss that trains them
-cache, room               trajectories to train on, in memory or on the disk
+cache, room, memory       trajectories to train on, in memory or on the disk; how much memory there is
 half_trainer, network_regressor   one half-bridge's training; the regressor that trains networks
 matching, couplings       bridge matching: the reference held at both ends; couplings of them
 run, monitors, fit        `fit_bridge`: a run (its loop in bridge_loop), what is measured of it, its folder
