@@ -50,7 +50,7 @@ def run(out: Path, settings: Settings = FULL, seed: int = 0, echo: Callable[[str
         **told,
     }
     results: dict[str, Any] = json.loads(json.dumps(told))  # tuples are lists from here on, as they are read again
-    (out / "results.json").write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
+    (out / "results.json").write_text(json.dumps(results, indent=1, allow_nan=False) + "\n", encoding="utf-8")
     (out / "README.md").write_text(report.render(results), encoding="utf-8")
     echo(f"{sum(clock.laps.values()):.0f} s of CPU; {out / 'README.md'}")
     return results

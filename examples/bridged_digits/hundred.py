@@ -108,7 +108,9 @@ def measured(
         "rows": rows,
         "nearest_real": nearest(others, train),
         "recognised_real": judged.are_digits(train),
-        "monitors": [row._asdict() for row in fit.monitors],
+        "monitors": [
+            {k: None if v != v else v for k, v in row._asdict().items()} for row in fit.monitors
+        ],  # JSON has no NaN
         "floors": fit.floors,
         "stopped": fit.stopped,
     }
