@@ -24,7 +24,7 @@ from halfbridge.training.modes import training_mode
 from halfbridge.training.objectives import Objective
 from halfbridge.training.previews import rehearse
 from halfbridge.training.runs import describe_run
-from halfbridge.training.settings import Settings
+from halfbridge.training.settings import Settings, settings_with
 from halfbridge.training.trainer import Trainer
 from halfbridge.training.workers import current
 
@@ -109,10 +109,7 @@ def fit_score(
     the step, when the loss or the gradient stops being finite: with `out` the state before that step is saved, beside the
     checkpoints that there are.
     """
-    if settings is not None and not isinstance(settings, Settings):
-        raise TypeError(f"settings is a {type(settings).__name__}; pass a Settings, or its fields as keywords")
-    settings = (Settings() if settings is None else settings).replace(**changes)
-    workers = current()
+    settings, workers = settings_with(settings, changes), current()
     if predicts is None and objective == "denoising":
         predicts = getattr(net, "predicts", None)
     chosen = _objective(objective, process, predicts=predicts, weighting=weighting, times=times, labels=labels)

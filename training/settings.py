@@ -12,7 +12,7 @@ from halfbridge.kernels.philox import check_seed, integer
 from halfbridge.solvers import names
 from halfbridge.solvers.nearest import nearest
 
-__all__ = ["OPTIMIZERS", "PRECISIONS", "SCHEDULES", "Settings"]
+__all__ = ["OPTIMIZERS", "PRECISIONS", "SCHEDULES", "Settings", "settings_with"]
 
 T = TypeVar("T")
 
@@ -186,3 +186,10 @@ def _sequence(name: str, value: object) -> tuple[Any, ...]:
     if not isinstance(value, (tuple, list)):
         raise TypeError(f"{name} = {value!r} must be a tuple of numbers")
     return tuple(value)
+
+
+def settings_with(settings: Settings | None, changes: dict[str, Any]) -> Settings:
+    """The settings, or the defaults, with these changes. TypeError for what are none, and for names of no field."""
+    if settings is not None and not isinstance(settings, Settings):
+        raise TypeError(f"settings is a {type(settings).__name__}; pass a Settings, or its fields as keywords")
+    return (Settings() if settings is None else settings).replace(**changes)

@@ -9,10 +9,10 @@ from typing import Any
 
 import torch
 
-from halfbridge.parser import count
+from halfbridge.parser import count, numbers, switch
 from halfbridge.training.workers import Workers
 
-__all__ = ["add_machine", "bar", "device_of", "quietly", "use_threads"]
+__all__ = ["add_machine", "add_showing", "bar", "device_of", "quietly", "use_threads"]
 
 
 def add_machine(group: argparse._ActionsContainer) -> None:
@@ -26,6 +26,20 @@ def add_machine(group: argparse._ActionsContainer) -> None:
     group.add_argument(
         "--threads", type=_threads, metavar="N", help="CPU threads of each process (default: torch's choice)"
     )
+
+
+def add_showing(group: argparse._ActionsContainer) -> None:
+    """--range, the machine, --progress and --quiet: what commands that make samples end with."""
+    group.add_argument(
+        "--range",
+        type=numbers,
+        default="-1,1",
+        metavar="X,X",
+        help="values of an image that are black and white in a .png",
+    )
+    add_machine(group)
+    switch(group, "--progress", "show a bar of samples (default: on a terminal)", None)
+    switch(group, "--quiet", "print errors only")
 
 
 def _threads(text: str) -> int:

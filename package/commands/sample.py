@@ -16,7 +16,7 @@ from halfbridge.commands.bridge_output import carry, target
 from halfbridge.commands.bridge_route import CHAIN, add_route, check_solver, find_route
 from halfbridge.commands.bridge_run import BridgeRun, is_bridge, refuse
 from halfbridge.commands.bridge_run import introduce as introduce_bridge
-from halfbridge.commands.machine import add_machine, bar, device_of, quietly, use_threads
+from halfbridge.commands.machine import add_showing, bar, device_of, quietly, use_threads
 from halfbridge.commands.trained import (
     add_run,
     classes_of,
@@ -28,7 +28,7 @@ from halfbridge.commands.trained import (
     shape_of,
 )
 from halfbridge.commands.training_run import shows_progress
-from halfbridge.parser import Commands, check_range, count, number, numbers, path, switch, whole
+from halfbridge.parser import Commands, check_range, count, number, path, whole
 from halfbridge.solvers import names
 from halfbridge.solvers.field import Field
 from halfbridge.training import data as data_sets
@@ -125,16 +125,7 @@ def add(commands: Commands) -> None:
         metavar="N",
         help="samples made at a time; another number may round otherwise",
     )
-    parser.add_argument(
-        "--range",
-        type=numbers,
-        default="-1,1",
-        metavar="X,X",
-        help="values of an image that are black and white in a .png",
-    )
-    add_machine(parser)
-    switch(parser, "--progress", "show a bar of samples (default: on a terminal)", None)
-    switch(parser, "--quiet", "print errors only")
+    add_showing(parser)
     parser.set_defaults(run=_run)
 
 

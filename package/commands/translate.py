@@ -11,9 +11,9 @@ from halfbridge import bridge_names, config_file, listings, sample_files
 from halfbridge.commands.bridge_output import carry, target
 from halfbridge.commands.bridge_route import add_route, check_solver, find_route
 from halfbridge.commands.bridge_run import introduce, load
-from halfbridge.commands.machine import add_machine, device_of, quietly, use_threads
+from halfbridge.commands.machine import add_showing, device_of, quietly, use_threads
 from halfbridge.commands.training_run import need
-from halfbridge.parser import Commands, check_range, count, number, numbers, path, switch, whole
+from halfbridge.parser import Commands, check_range, count, number, path, whole
 from halfbridge.solvers import names
 from halfbridge.training.workers import current
 
@@ -70,16 +70,7 @@ def add(commands: Commands) -> None:
     parser.add_argument(
         "--batch", type=count, default=256, metavar="N", help="rows at a time; another number may round otherwise"
     )
-    parser.add_argument(
-        "--range",
-        type=numbers,
-        default="-1,1",
-        metavar="X,X",
-        help="values of an image that are black and white in a .png",
-    )
-    add_machine(parser)
-    switch(parser, "--progress", "show a bar of samples (default: on a terminal)", None)
-    switch(parser, "--quiet", "print errors only")
+    add_showing(parser)
     parser.set_defaults(run=_run)
 
 

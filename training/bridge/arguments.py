@@ -17,17 +17,15 @@ from halfbridge.training.bridge.network import label
 from halfbridge.training.bridge.reference import ReferenceChain
 from halfbridge.training.data import Dataset
 from halfbridge.training.modes import uncompiled
-from halfbridge.training.settings import Settings
+from halfbridge.training.settings import Settings, settings_with
 from halfbridge.training.workers import Workers
 
 __all__ = ["check", "ends", "settings_of"]
 
 
 def settings_of(settings: Settings | None, changes: dict[str, Any]) -> Settings:
-    """The settings with these changes. TypeError for what are none, and for names of no field."""
-    if settings is not None and not isinstance(settings, Settings):
-        raise TypeError(f"settings is a {type(settings).__name__}; pass a Settings, or its fields as keywords")
-    made = (Settings() if settings is None else settings).replace(**changes)
+    """`settings_with`, refusing what bridges do not know."""
+    made = settings_with(settings, changes)
     if made.class_dropout:
         raise ValueError(f"class_dropout = {made.class_dropout}, but a bridge's networks have no classes; leave it out")
     return made
